@@ -1,0 +1,53 @@
+/* Which table of kernels runs on this machine. */
+#include "scalar.h"
+#include "status.h"
+
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+/* Not known to every compiler's __builtin_cpu_supports. */
+static bool has_f16c(void) {
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+}
+
+/* The built-ins also ask whether the operating system saves the wide registers. */
+bool sq_cpu_has_avx2(void) {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+}
+
+bool sq_cpu_has_avx512(void) {
+    return sq_cpu_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+#endif
+
+/* Fastest first. */
+static const sq_kernels *const all_kernels[] = {
+#if defined(__x86_64__)
+    &sq_kernels_avx512,
+    &sq_kernels_avx2,
+#endif
+    &sq_kernels_scalar,
+};
+
+sq_status sq_kernels_choose(const char *cpu, const sq_kernels **kernels, sq_error *error) {
+    bool any = !cpu || strcmp(cpu, "auto") == 0;
+    *kernels = NULL;
+    for (size_t i = 0; i < sizeof all_kernels / sizeof *all_kernels; i++) {
+        const sq_kernels *k = all_kernels[i];
+        if (any ? k->supported() : strcmp(cpu, k->name) == 0) {
+            if (!k->supported()) {
+                return sq_fail(error, SQ_ERROR_UNSUPPORTED,
+                               "this processor has no %s instructions; use \"auto\" or \"scalar\"", cpu);
+            }
+            *kernels = k;
+            return SQ_OK;
+        }
+    }
+    return sq_fail(error, SQ_ERROR_UNSUPPORTED,
+                   "no kernels for \"%s\" in this build; expected auto, scalar, avx2 or avx512", cpu);
+}

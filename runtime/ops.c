@@ -1,0 +1,146 @@
+/* What a forward pass does between the matrices, and the scalar table of all kernels. */
+#include "scalar.h"
+
+#include <math.h>
+#include <string.h>
+
+static void gemm(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
+                 uint32_t row0, uint32_t row1, float *scratch) {
+    size_t ld = sq_pad(w->n_in);
+    for (uint32_t row = row0; row < row1; row += SQ_GEMM_ROWS) {
+        uint32_t n_rows = row1 - row < SQ_GEMM_ROWS ? row1 - row : SQ_GEMM_ROWS;
+        for (uint32_t r = 0; r < n_rows; r++) {
+            sq_kernels_scalar.types[w->type].expand_row(w, row + r, scratch + r * ld);
+        }
+        for (uint32_t t = 0; t < n_tokens; t++) {
+            for (uint32_t r = 0; r < n_rows; r++) {
+                float sum = 0;
+                for (uint32_t i = 0; i < w->n_in; i++) {
+                    sum += scratch[r * ld + i] * x[t * ldx + i];
+                }
+                y[t * ldy + (row - row0) + r] = sum;
+            }
+        }
+    }
+}
+
+static void rms_norm(const float *x, const float *weight, float eps, uint32_t n, float *y) {
+    float sum = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        sum += x[i] * x[i];
+    }
+    float scale = 1 / sqrtf(sum / (float)n + eps);
+    for (uint32_t i = 0; i < n; i++) {
+        y[i] = x[i] * scale * weight[i];
+    }
+}
+
+static void silu_mul(const float *gate, const float *up, uint32_t n, float *y) {
+    for (uint32_t i = 0; i < n; i++) {
+        y[i] = gate[i] / (1 + expf(-gate[i])) * up[i];
+    }
+}
+
+static void rope(float *x, const float *cos, const float *sin, uint32_t n_heads, uint32_t head_dim,
+                 uint32_t n_rot) {
+    uint32_t half = n_rot / 2;
+    for (uint32_t h = 0; h < n_heads; h++) {
+        float *a = x + (size_t)h * head_dim, *b = a + half;
+        for (uint32_t i = 0; i < half; i++) {
+            float ai = a[i], bi = b[i];
+            a[i] = ai * cos[i] - bi * sin[i];
+            b[i] = bi * cos[i] + ai * sin[i];
+        }
+    }
+}
+
+static void add(float *y, const float *x, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++) {
+        y[i] += x[i];
+    }
+}
+
+static void kv_store_f16(const float *x, uint32_t n, void *cache) {
+    for (uint32_t i = 0; i < n; i++) {
+        ((uint16_t *)cache)[i] = sq_f32_to_f16(x[i]);
+    }
+}
+
+static void kv_store_f32(const float *x, uint32_t n, void *cache) {
+    memcpy(cache, x, n * sizeof *x);
+}
+
+typedef float kv_at(const void *cache, size_t i);
+
+static float f16_at(const void *cache, size_t i) {
+    return sq_f16_to_f32(((const uint16_t *)cache)[i]);
+}
+
+static float f32_at(const void *cache, size_t i) {
+    return ((const float *)cache)[i];
+}
+
+/* One query head; the largest score is subtracted, so that exp cannot overflow. */
+static inline void attend_head(const float *q, const void *k, const void *v, uint32_t n_pos,
+                               uint32_t head_dim, float scale, float *scores, float *out, kv_at *at) {
+    float max = -INFINITY, sum = 0;
+    for (uint32_t p = 0; p < n_pos; p++) {
+        scores[p] = 0;
+        for (uint32_t i = 0; i < head_dim; i++) {
+            scores[p] += q[i] * at(k, (size_t)p * head_dim + i);
+        }
+        scores[p] *= scale;
+        max = fmaxf(max, scores[p]);
+    }
+    memset(out, 0, head_dim * sizeof *out);
+    for (uint32_t p = 0; p < n_pos; p++) {
+        float weight = expf(scores[p] - max);
+        sum += weight;
+        for (uint32_t i = 0; i < head_dim; i++) {
+            out[i] += weight * at(v, (size_t)p * head_dim + i);
+        }
+    }
+    for (uint32_t i = 0; i < head_dim; i++) {
+        out[i] /= sum;
+    }
+}
+
+static void attend_f16(const float *q, const void *k, const void *v, uint32_t n_pos, uint32_t n_group,
+                       uint32_t head_dim, float scale, float *scores, float *out) {
+    for (size_t h = 0; h < n_group; h++) {
+        attend_head(q + h * head_dim, k, v, n_pos, head_dim, scale, scores + h * sq_pad(n_pos),
+                    out + h * head_dim, f16_at);
+    }
+}
+
+static void attend_f32(const float *q, const void *k, const void *v, uint32_t n_pos, uint32_t n_group,
+                       uint32_t head_dim, float scale, float *scores, float *out) {
+    for (size_t h = 0; h < n_group; h++) {
+        attend_head(q + h * head_dim, k, v, n_pos, head_dim, scale, scores + h * sq_pad(n_pos),
+                    out + h * head_dim, f32_at);
+    }
+}
+
+static bool supported(void) {
+    return true;
+}
+
+const sq_kernels sq_kernels_scalar = {
+    .name = "scalar",
+    .supported = supported,
+    .types =
+        {
+            [SQ_TYPE_F32] = {sq_f32_gemv, sq_f32_expand_row},
+            [SQ_TYPE_F16] = {sq_f16_gemv, sq_f16_expand_row},
+            [SQ_TYPE_Q8_0] = {sq_q8_0_gemv, sq_q8_0_expand_row},
+            [SQ_TYPE_LUT3] = {sq_lut3_gemv, sq_lut3_expand_row},
+            [SQ_TYPE_LUT4] = {sq_lut4_gemv, sq_lut4_expand_row},
+        },
+    .gemm = gemm,
+    .rms_norm = rms_norm,
+    .silu_mul = silu_mul,
+    .rope = rope,
+    .add = add,
+    .kv_store = {[SQ_KV_F16] = kv_store_f16, [SQ_KV_F32] = kv_store_f32},
+    .attend = {[SQ_KV_F16] = attend_f16, [SQ_KV_F32] = attend_f32},
+};

@@ -1,0 +1,29 @@
+/* The plain C definitions of the kernels, one table's worth, and what kernels.c knows about the CPU. */
+#ifndef SQ_SCALAR_H
+#define SQ_SCALAR_H
+
+#include "kernels.h"
+
+/* lut.c: dot products with and expansion of rows of table indices. */
+void sq_lut3_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1);
+void sq_lut4_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1);
+void sq_lut3_expand_row(const sq_matrix *w, uint32_t row, float *out);
+void sq_lut4_expand_row(const sq_matrix *w, uint32_t row, float *out);
+
+/* dense.c: the same for weights stored one by one. */
+void sq_f32_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1);
+void sq_f16_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1);
+void sq_q8_0_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1);
+void sq_f32_expand_row(const sq_matrix *w, uint32_t row, float *out);
+void sq_f16_expand_row(const sq_matrix *w, uint32_t row, float *out);
+void sq_q8_0_expand_row(const sq_matrix *w, uint32_t row, float *out);
+
+/* sparse.c: what the kept weights of one row add; nothing where the matrix keeps none. */
+float sq_sparse_dot(const sq_matrix *w, uint32_t row, const float *x);
+void sq_sparse_add(const sq_matrix *w, uint32_t row, float *out);
+
+/* kernels.c: the instructions that x86_avx2.c and x86_avx512.c are compiled for. */
+bool sq_cpu_has_avx2(void);
+bool sq_cpu_has_avx512(void);
+
+#endif
