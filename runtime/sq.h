@@ -79,8 +79,8 @@ typedef struct sq_model_info {
     uint64_t n_params;        /* weights of all matrices and vectors */
     uint64_t file_bytes;
     uint64_t token_bytes;     /* bytes of weights read to generate one token, KV cache not counted */
-    double bits_per_weight;   /* quantized matrices only: codes, tables, sparse values, row pointers */
-    double sparse_share;      /* kept weights / weights, quantized matrices only, 0…1 */
+    double bits_per_weight;   /* of the blocks' matrices: codes, tables, sparse values, row pointers */
+    double sparse_share;      /* kept weights / weights of the blocks' matrices, 0…1 */
 } sq_model_info;
 
 void sq_model_get_info(const sq_model *model, sq_model_info *info);
@@ -205,8 +205,8 @@ void sq_session_truncate(sq_session *session, size_t n_tokens);
 /* Logits after the last token, [n_vocab]; NULL while there are none. Valid until the session changes. */
 const float *sq_session_logits(const sq_session *session);
 
-/* Makes a running (or the next) sync or append return SQ_ERROR_CANCELLED soon, usually within a
- * layer's time. May be called from another thread or a signal handler. */
+/* Makes a running sync or append return SQ_ERROR_CANCELLED soon, usually within a layer's time; without
+ * one it does nothing. May be called from another thread or a signal handler. */
 void sq_session_cancel(sq_session *session);
 
 /* ---- sampler --------------------------------------------------------------------------------- */

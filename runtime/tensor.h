@@ -16,17 +16,19 @@ typedef enum sq_type {
 
 /* One row per type; its kernels are in sq_kernels.types, same index. */
 typedef struct sq_type_traits {
-    const char *name;               /* "lut4" */
-    uint32_t bits;                  /* of an index; 0 for types without a table */
+    const char *name;                 /* "lut4" */
+    uint32_t bits;                    /* of an index; 0 for types without a table */
     size_t (*row_bytes)(size_t n_in); /* bytes of one row of codes (or weights); 0: n_in does not fit */
 } sq_type_traits;
 
 extern const sq_type_traits sq_types[SQ_N_TYPES];
 
+enum { SQ_NAME_BYTES = 64 };
+
 /* W [n_out, n_in]: y = W x, row r of W in `data + r · row_bytes`. Where rows != NULL, the CSR part is
  * added to what the data decodes to. Checked: rows ascend from 0 to n_sparse, every column < n_in. */
 typedef struct sq_matrix {
-    const char *name; /* "blk.0.attn_q.weight"; lives as long as the file */
+    char name[SQ_NAME_BYTES]; /* "blk.0.attn_q.weight" */
     sq_type type;
     uint32_t n_out, n_in;
     size_t row_bytes;
@@ -37,12 +39,14 @@ typedef struct sq_matrix {
     const int32_t *cols32;  /* [n_sparse] where n_in > 65536, else NULL */
     const uint16_t *vals;   /* f16 [n_sparse] */
     uint32_t n_sparse;
-    uint64_t bytes;         /* all of the above */
+    uint64_t bytes; /* all of the above */
 } sq_matrix;
 
 /* Activation vectors are allocated with this many floats and hold zeros past n, so that kernels need
  * no tails. */
-static inline size_t sq_pad(size_t n) { return (n + 31) & ~(size_t)31; }
+static inline size_t sq_pad(size_t n) {
+    return (n + 31) & ~(size_t)31;
+}
 
 static inline uint32_t sq_column(const sq_matrix *w, uint32_t i) {
     return w->cols16 ? w->cols16[i] : (uint32_t)w->cols32[i];

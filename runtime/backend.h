@@ -1,0 +1,78 @@
+/* The seam between models and the hardware: a model's forward pass is a sequence of these operations on
+ * the activations of one run. A run is up to SQ_RUN_TOKENS consecutive tokens of one session.
+ *
+ * On the CPU every thread of the pool calls every operation, in the same order, and an operation returns
+ * when its result may be read by all. */
+#ifndef SQ_BACKEND_H
+#define SQ_BACKEND_H
+
+#include <stdatomic.h>
+
+#include "kv.h"
+#include "model.h"
+#include "threads.h"
+
+enum { SQ_RUN_TOKENS = 256 };
+
+typedef struct sq_backend sq_backend;
+
+/* Rows of activations, one per token of the run; row t at data + t · stride, stride = sq_pad(width). */
+typedef struct sq_rows {
+    float *data;
+    size_t stride;
+} sq_rows;
+
+struct sq_run {
+    const sq_model *model;
+    const sq_backend *backend;
+    sq_pool *pool;
+    sq_kv *kv;
+
+    const sq_token *tokens; /* [n_tokens] */
+    uint32_t n_tokens;
+    uint32_t position; /* of tokens[0] on the timeline */
+    float *logits;     /* receives [n_logits, n_vocab] for the last n_logits tokens */
+    uint32_t n_logits;
+    atomic_bool *cancel; /* set from outside */
+    bool stopped;        /* the run was cancelled: its results are void */
+
+    sq_rows x;                         /* [n_embd] the residual stream */
+    sq_rows h;                         /* [n_embd] normalised, or what is to be added to x */
+    sq_rows q, k, v;                   /* [n_heads · head_dim], [n_kv_heads · head_dim] twice */
+    sq_rows attended;                  /* [n_heads · head_dim] */
+    sq_rows gate, up;                  /* [n_ff] */
+    sq_rows cos, sin;                  /* [n_rot / 2] */
+    float *private_h;                  /* [n_threads, sq_pad(n_embd)] */
+    float *scores;                     /* [n_threads, n_heads / n_kv_heads, sq_pad(n_ctx)] */
+    float *tiles;                      /* [n_threads, SQ_GEMM_ROWS, sq_pad(widest n_in)] */
+    size_t scores_floats, tile_floats; /* of one thread */
+};
+
+struct sq_backend {
+    const char *name; /* "cpu" */
+    /* x = embedding[token]; cos and sin of each token's position */
+    void (*embed)(sq_run *run, uint32_t thread);
+    /* out_i = linear_i(rms_norm(x, norm)) for i < n, n <= 3 */
+    void (*norm_linears)(sq_run *run, const float *norm, const sq_linear *const *linears,
+                         const sq_rows *const *outs, uint32_t n, uint32_t thread);
+    /* Rotates q and k, stores k and v of the layer in the cache. */
+    void (*rope_store)(sq_run *run, uint32_t layer, uint32_t thread);
+    /* attended = softmax(q · k / sqrt(head_dim)) v, causal, within the window */
+    void (*attend)(sq_run *run, uint32_t layer, uint32_t thread);
+    /* x += linear(in) */
+    void (*linear_add)(sq_run *run, const sq_linear *linear, const sq_rows *in, uint32_t thread);
+    /* gate = silu(gate_linear(h)) · up_linear(h), h = rms_norm(x, norm) */
+    void (*gate_up)(sq_run *run, const float *norm, const sq_linear *gate, const sq_linear *up,
+                    uint32_t thread);
+    /* logits = head(rms_norm(x, norm)) of the last n_logits tokens */
+    void (*logits)(sq_run *run, const float *norm, const sq_linear *head, uint32_t thread);
+};
+
+extern const sq_backend sq_backend_cpu;
+
+/* The CPU's activations. Bytes for runs in a session of n_ctx tokens on n_threads threads, and the
+ * buffers of `run` laid into `memory` [that many bytes, 64-byte aligned, zeroed]. */
+size_t sq_cpu_run_bytes(const sq_model *model, uint32_t n_ctx, uint32_t n_threads);
+void sq_cpu_run_init(sq_run *run, const sq_model *model, uint32_t n_ctx, uint32_t n_threads, void *memory);
+
+#endif

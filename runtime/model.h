@@ -1,0 +1,89 @@
+/* A model: hyperparameters, weights bound to their roles, and the architecture that runs them. */
+#ifndef SQ_MODEL_H
+#define SQ_MODEL_H
+
+#include "kernels.h"
+#include "tensor.h"
+
+typedef struct sq_tokenizer sq_tokenizer;
+typedef struct sq_chat sq_chat;
+typedef struct sq_run sq_run;
+
+/* y = W x + bias */
+typedef struct sq_linear {
+    sq_matrix w;
+    const float *bias; /* [n_out], or NULL */
+} sq_linear;
+
+typedef struct sq_layer {
+    const float *attn_norm, *ffn_norm; /* [n_embd] */
+    sq_linear q, k, v;                 /* [n_heads · head_dim or n_kv_heads · head_dim, n_embd] */
+    sq_linear attn_output;             /* [n_embd, n_heads · head_dim] */
+    sq_linear gate, up;                /* [n_ff, n_embd] */
+    sq_linear down;                    /* [n_embd, n_ff] */
+} sq_layer;
+
+typedef struct sq_hparams {
+    uint32_t n_layers, n_embd, n_ff, n_heads, n_kv_heads, head_dim, n_vocab, n_ctx_train;
+    uint32_t n_rot;  /* dimensions of a head that rotate */
+    uint32_t window; /* a token sees itself and window - 1 before it; 0: all */
+    float norm_eps;
+    float rope_base;
+} sq_hparams;
+
+/* One file in models/ each, and one line in sq_architectures. */
+typedef struct sq_arch {
+    const char *name; /* general.architecture */
+    /* Reads hyperparameters and binds the weights; model->file is open, model->arch set. */
+    sq_status (*load)(sq_model *model, sq_error *error);
+    /* Runs the tokens of `run` through all layers; called by every thread of the pool at once. */
+    void (*forward)(sq_run *run, uint32_t thread);
+} sq_arch;
+
+extern const sq_arch sq_arch_llama;
+
+struct sq_model {
+    sq_gguf *file;
+    const sq_arch *arch;
+    const sq_kernels *kernels;
+    sq_tokenizer *tokenizer; /* NULL where the file has none */
+    sq_chat *chat;           /* never NULL; holds the reason where chat is not possible */
+
+    sq_hparams hparams;
+    sq_linear embedding; /* [n_vocab, n_embd] */
+    sq_linear head;      /* [n_vocab, n_embd]; the same matrix where tied */
+    bool tied;
+    const float *output_norm; /* [n_embd] */
+    float *rope_frequencies;  /* [n_rot / 2], radians a position */
+    sq_layer *layers;         /* [n_layers] */
+
+    /* What sq_model_get_tensor lists, in the order of loading. */
+    sq_tensor_info *tensors;
+    const sq_matrix **matrices; /* beside tensors; NULL: a vector */
+    const float **vectors;
+    size_t n_tensors, capacity;
+};
+
+/* The same as sq_model_open on memory that the caller keeps, 64-byte aligned. */
+sq_status sq_model_open_memory(const void *data, size_t n_bytes, const sq_model_options *options,
+                               sq_model **model, sq_error *error);
+
+const sq_tokenizer *sq_model_tokenizer(const sq_model *model);
+const sq_chat *sq_model_chat(const sq_model *model);
+
+/* ---- for the files of models/: load and list in one step ------------------------------------------------- */
+
+/* Hyperparameter ARCH.key, an integer in [low, high]; `fallback` where the key may be missing (then
+ * pass optional true). */
+sq_status sq_model_load_u32(const sq_model *model, const char *key, uint32_t low, uint32_t high,
+                            bool optional, uint32_t fallback, uint32_t *value, sq_error *error);
+/* A positive finite number. */
+sq_status sq_model_load_f32(const sq_model *model, const char *key, bool optional, float fallback,
+                            float *value, sq_error *error);
+/* PREFIX.weight and, where it is there, PREFIX.bias. `linear` must stay where it is. */
+sq_status sq_model_load_linear(sq_model *model, const char *prefix, uint32_t n_out, uint32_t n_in,
+                               sq_linear *linear, sq_error *error);
+sq_status sq_model_load_vector(sq_model *model, const char *name, uint32_t n, const float **vector,
+                               sq_error *error);
+
+#endif

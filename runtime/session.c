@@ -1,0 +1,217 @@
+/* A session: one timeline of tokens, its KV cache, its threads and all memory a run needs. */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "backend.h"
+#include "status.h"
+
+enum { DEFAULT_CONTEXT = 8192 };
+
+struct sq_session {
+    const sq_model *model;
+    uint32_t n_ctx;
+    uint32_t n_tokens;
+    bool has_logits;
+    atomic_bool cancel;
+    sq_pool *pool;
+    sq_kv kv;
+    sq_run run;
+    sq_token *tokens; /* [n_ctx] */
+    float *logits;    /* [n_vocab], after the last token */
+    void *memory;     /* all buffers in one piece, mapped so that untouched cache costs nothing */
+    size_t memory_bytes;
+};
+
+static size_t round_up(size_t n) {
+    return (n + 63) & ~(size_t)63;
+}
+
+static sq_status context_choose(const sq_model *model, uint32_t asked, uint32_t *n_ctx, sq_error *error) {
+    uint32_t trained = model->hparams.n_ctx_train;
+    if (asked > trained)
+        return sq_fail(error, SQ_ERROR_ARGUMENT,
+                       "context: expected at most %u tokens, which the model was trained for, found %u",
+                       trained, asked);
+    *n_ctx = asked ? asked : trained < DEFAULT_CONTEXT ? trained : DEFAULT_CONTEXT;
+    return SQ_OK;
+}
+
+static sq_status memory_create(sq_session *s, sq_kv_type kv, uint32_t n_threads, sq_error *error) {
+    const sq_hparams *h = &s->model->hparams;
+    size_t kv_bytes = round_up(sq_kv_bytes(h, kv, s->n_ctx));
+    size_t run_bytes = round_up(sq_cpu_run_bytes(s->model, s->n_ctx, n_threads));
+    size_t token_bytes = round_up(s->n_ctx * sizeof(sq_token));
+    size_t logit_bytes = round_up(h->n_vocab * sizeof(float));
+    s->memory_bytes = kv_bytes + run_bytes + token_bytes + logit_bytes;
+    s->memory = mmap(NULL, s->memory_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (s->memory == MAP_FAILED) {
+        s->memory = NULL;
+        return sq_fail(
+            error, SQ_ERROR_MEMORY,
+            "no memory for a session of %u tokens (%.1f GB, %.1f GB of it KV cache); use a smaller context",
+            s->n_ctx, (double)s->memory_bytes * 1e-9, (double)kv_bytes * 1e-9);
+    }
+    uint8_t *at = s->memory;
+    sq_kv_init(&s->kv, h, kv, s->n_ctx, at);
+    sq_cpu_run_init(&s->run, s->model, s->n_ctx, n_threads, at += kv_bytes);
+    s->tokens = (sq_token *)(at += run_bytes);
+    s->logits = (float *)(at + token_bytes);
+    return SQ_OK;
+}
+
+sq_status sq_session_create(const sq_model *model, const sq_session_options *options, sq_session **out,
+                            sq_error *error) {
+    *out = NULL;
+    sq_session_options chosen = options ? *options : (sq_session_options){0};
+    sq_kv_type kv;
+    uint32_t n_ctx = 0;
+    sq_status status = sq_kv_parse(chosen.kv, &kv, error);
+    if (!status)
+        status = context_choose(model, chosen.n_ctx, &n_ctx, error);
+    if (status)
+        return status;
+    sq_session *s = calloc(1, sizeof *s);
+    if (!s)
+        return sq_fail(error, SQ_ERROR_MEMORY, "no memory for a session");
+    s->model = model;
+    s->n_ctx = n_ctx;
+    uint32_t n_threads = chosen.n_threads ? chosen.n_threads : sq_threads_default();
+    status = sq_pool_create(n_threads, &s->pool, error);
+    if (!status)
+        status = memory_create(s, kv, n_threads, error);
+    if (status) {
+        sq_session_free(s);
+        return status;
+    }
+    s->run.pool = s->pool;
+    s->run.kv = &s->kv;
+    s->run.cancel = &s->cancel;
+    *out = s;
+    return SQ_OK;
+}
+
+void sq_session_free(sq_session *session) {
+    if (!session)
+        return;
+    sq_pool_free(session->pool);
+    if (session->memory)
+        munmap(session->memory, session->memory_bytes);
+    free(session);
+}
+
+uint32_t sq_session_n_ctx(const sq_session *session) {
+    return session->n_ctx;
+}
+
+uint32_t sq_session_n_threads(const sq_session *session) {
+    return sq_pool_n_threads(session->pool);
+}
+
+const sq_token *sq_session_tokens(const sq_session *session, size_t *n_tokens) {
+    *n_tokens = session->n_tokens;
+    return session->tokens;
+}
+
+void sq_session_truncate(sq_session *session, size_t n_tokens) {
+    if (n_tokens >= session->n_tokens)
+        return;
+    session->n_tokens = (uint32_t)n_tokens;
+    session->has_logits = false;
+}
+
+const float *sq_session_logits(const sq_session *session) {
+    return session->has_logits ? session->logits : NULL;
+}
+
+void sq_session_cancel(sq_session *session) {
+    atomic_store_explicit(&session->cancel, true, memory_order_relaxed);
+}
+
+static sq_status tokens_check(const sq_session *s, size_t n_before, const sq_token *tokens, size_t n_tokens,
+                              sq_error *error) {
+    if (n_tokens > s->n_ctx - n_before)
+        return sq_fail(
+            error, SQ_ERROR_CONTEXT,
+            "the context is full: %zu tokens and %zu more do not fit into %u; shorten the text or open "
+            "the session with a larger context (the model can take %u)",
+            n_before, n_tokens, s->n_ctx, s->model->hparams.n_ctx_train);
+    for (size_t i = 0; i < n_tokens; i++)
+        if (tokens[i] < 0 || (uint32_t)tokens[i] >= s->model->hparams.n_vocab)
+            return sq_fail(error, SQ_ERROR_ARGUMENT, "token %zu: expected 0 to %u, found %d", i,
+                           s->model->hparams.n_vocab - 1, tokens[i]);
+    return SQ_OK;
+}
+
+static void run_task(void *context, uint32_t thread) {
+    sq_run *run = context;
+    run->model->arch->forward(run, thread);
+}
+
+/* Runs one piece of at most SQ_RUN_TOKENS tokens. Logits of the last n_logits go to `logits`. */
+static sq_status piece_run(sq_session *s, const sq_token *tokens, uint32_t n_tokens, float *logits,
+                           uint32_t n_logits, sq_error *error) {
+    sq_run *run = &s->run;
+    run->tokens = tokens;
+    run->n_tokens = n_tokens;
+    run->position = s->n_tokens;
+    run->logits = logits;
+    run->n_logits = n_logits;
+    run->stopped = false;
+    s->has_logits = false;
+    sq_pool_run(s->pool, run_task, run);
+    if (run->stopped)
+        return sq_fail(error, SQ_ERROR_CANCELLED, "stopped after %u tokens, as asked", s->n_tokens);
+    memmove(s->tokens + s->n_tokens, tokens, n_tokens * sizeof *tokens);
+    s->n_tokens += n_tokens;
+    return SQ_OK;
+}
+
+static sq_status tokens_run(sq_session *s, const sq_token *tokens, size_t n_tokens, float *logits,
+                            sq_error *error) {
+    size_t n_vocab = s->model->hparams.n_vocab;
+    atomic_store_explicit(&s->cancel, false, memory_order_relaxed);
+    for (size_t done = 0; done < n_tokens;) {
+        size_t left = n_tokens - done;
+        uint32_t n = left < SQ_RUN_TOKENS ? (uint32_t)left : SQ_RUN_TOKENS;
+        bool last = n == left;
+        sq_status status = logits ? piece_run(s, tokens + done, n, logits + done * n_vocab, n, error)
+                                  : piece_run(s, tokens + done, n, s->logits, last ? 1 : 0, error);
+        if (status)
+            return status;
+        done += n;
+    }
+    if (logits)
+        memcpy(s->logits, logits + (n_tokens - 1) * n_vocab, n_vocab * sizeof *logits);
+    s->has_logits = true;
+    return SQ_OK;
+}
+
+sq_status sq_session_append(sq_session *session, const sq_token *tokens, size_t n_tokens, float *logits,
+                            sq_error *error) {
+    if (!n_tokens)
+        return SQ_OK;
+    sq_status status = tokens_check(session, session->n_tokens, tokens, n_tokens, error);
+    return status ? status : tokens_run(session, tokens, n_tokens, logits, error);
+}
+
+sq_status sq_session_sync(sq_session *session, const sq_token *tokens, size_t n_tokens, size_t *n_kept,
+                          sq_error *error) {
+    if (!n_tokens)
+        return sq_fail(error, SQ_ERROR_ARGUMENT, "tokens: expected at least one, found none");
+    sq_status status = tokens_check(session, 0, tokens, n_tokens, error);
+    if (status)
+        return status;
+    size_t n_same = 0;
+    while (n_same < session->n_tokens && n_same < n_tokens && session->tokens[n_same] == tokens[n_same])
+        n_same++;
+    bool complete = n_same == n_tokens && n_same == session->n_tokens && session->has_logits;
+    if (n_same == n_tokens && !complete)
+        n_same--; /* the last token runs again for its logits */
+    if (n_kept)
+        *n_kept = n_same;
+    if (complete)
+        return SQ_OK;
+    sq_session_truncate(session, n_same);
+    return tokens_run(session, tokens + n_same, n_tokens - n_same, NULL, error);
+}

@@ -1,0 +1,25 @@
+/* A pool of threads that runs one function on all of them, with barriers in between. */
+#ifndef SQ_THREADS_H
+#define SQ_THREADS_H
+
+#include "sq.h"
+
+typedef struct sq_pool sq_pool;
+
+/* Physical cores that this process may run on, at least 1. */
+uint32_t sq_threads_default(void);
+
+/* n_threads - 1 threads are started; the caller of sq_pool_run is the last. At most 1024. */
+sq_status sq_pool_create(uint32_t n_threads, sq_pool **pool, sq_error *error);
+void sq_pool_free(sq_pool *pool);
+
+uint32_t sq_pool_n_threads(const sq_pool *pool);
+
+/* Calls task(context, i) for i in [0, n_threads), each on its own thread, the caller as i = 0, and
+ * returns when all have returned. */
+void sq_pool_run(sq_pool *pool, void (*task)(void *context, uint32_t thread), void *context);
+
+/* Within a task: waits until every thread of the pool is here. Spins: barriers are microseconds apart. */
+void sq_pool_barrier(sq_pool *pool);
+
+#endif
