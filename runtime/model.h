@@ -46,7 +46,7 @@ struct sq_model {
     sq_gguf *file;
     const sq_arch *arch;
     const sq_kernels *kernels;
-    sq_tokenizer *tokenizer; /* NULL where the file has none */
+    sq_tokenizer *tokenizer;
     sq_chat *chat;           /* never NULL; holds the reason where chat is not possible */
 
     sq_hparams hparams;
@@ -71,7 +71,8 @@ sq_status sq_model_open_memory(const void *data, size_t n_bytes, const sq_model_
 const sq_tokenizer *sq_model_tokenizer(const sq_model *model);
 const sq_chat *sq_model_chat(const sq_model *model);
 
-/* ---- for the files of models/: load and list in one step ------------------------------------------------- */
+/* ---- for the files of models/: load and list in one step -------------------------------------------------
+ */
 
 /* Hyperparameter ARCH.key, an integer in [low, high]; `fallback` where the key may be missing (then
  * pass optional true). */

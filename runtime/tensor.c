@@ -76,7 +76,7 @@ static sq_status sparse_load(const sq_gguf *file, const char *name, sq_matrix *m
                        "%s: %llu kept weights in a matrix of %u x %u; the file is damaged", name,
                        (unsigned long long)n_sparse, m->n_out, m->n_in);
     bool narrow = m->n_in <= 65536;
-    const sq_gguf_tensor *rows, *cols;
+    const sq_gguf_tensor *rows = NULL, *cols = NULL;
     sq_status status =
         part_find(file, name, ".rows", SQ_GGUF_I32, "I32", 0, (uint64_t)m->n_out + 1, &rows, error);
     if (!status)
@@ -180,7 +180,7 @@ sq_status sq_matrix_load(const sq_gguf *file, const char *name, uint32_t n_out, 
 
 sq_status sq_vector_load(const sq_gguf *file, const char *name, uint32_t n, const float **vector,
                          sq_error *error) {
-    const sq_gguf_tensor *tensor;
+    const sq_gguf_tensor *tensor = NULL;
     sq_status status = part_find(file, name, "", SQ_GGUF_F32, "F32", 0, n, &tensor, error);
     if (!status)
         *vector = tensor->data;
