@@ -1,0 +1,415 @@
+/* Matrix kernels over vectors of W floats: the one body that x86_avx512.c and x86_avx2.c include after
+ * defining the vector operations it is made of:
+ *
+ *   W                     floats in a vector: 16 or 8
+ *   GEMV_ROWS             rows that share the loads of x in a matrix-vector product, at most 4
+ *   GEMM_TOKENS           tokens in a register tile of 4 rows, at most 6
+ *   vf, vu                vectors of W float, W uint32_t
+ *   vf_zero vf_set1 vf_load vf_store vf_fma
+ *   vf_load_n vf_store_n  the first n lanes alone, n <= W; the others are zero, memory past n untouched
+ *   vf_load_f16 vf_load_f16_n vf_load_i8      widened from W elements
+ *   vf_set1_f16           one f16 in all lanes
+ *   vf_sums               the sums over the lanes of four vectors
+ *   vf_sparse             products of kept weights with x, spread over the lanes
+ *   vu_iota vu_load vu_srlv                   0, 1, 2 …; W dwords; shift right lane by lane
+ *   lut_table lut_load lut_at   a row's table and W lookups, which ignore all but the low `bits` bits
+ *   dwords dwords_load dwords_at              up to 16 dwords in registers and W lookups of them
+ *
+ * The sum of a row runs in an order fixed by n_in alone. */
+#ifndef SQ_SIMD_MATRIX_H
+#define SQ_SIMD_MATRIX_H
+
+#include "scalar.h"
+
+#include <string.h>
+
+#define SQ_INLINE static inline __attribute__((always_inline))
+
+enum { BLOCK_DWORDS = 16 };
+
+/* ---- tables: docs/FORMAT.md 2.1, 2.2 --------------------------------------------------------- */
+
+/* A "plane" is n_dwords (D) dwords of eight nibbles: its position D·j + i is nibble j of dword i. A
+ * 4-bit block is one plane. A 3-bit block is four: three are stored, and bit p of the fourth's nibbles
+ * is the spare bit of plane p. */
+
+/* Vector h of a full plane (D = 16) covers the positions 16 j + W h …: nibble j of its own dwords. */
+SQ_INLINE void plane_dot(int bits, int n_rows, const lut_table *tables, const vu *plane, const float *x,
+                         vf (*sums)[2]) {
+    for (int j = 0; j < 8; j++) {
+        vf xs = vf_load(x + BLOCK_DWORDS * j);
+        for (int r = 0; r < n_rows; r++) {
+            sums[r][j % 2] = vf_fma(lut_at(bits, &tables[r], plane[r] >> 4 * j), xs, sums[r][j % 2]);
+        }
+    }
+}
+
+SQ_INLINE void plane_expand(int bits, const lut_table *table, vu plane, float *out) {
+    for (int j = 0; j < 8; j++) {
+        vf_store(out + BLOCK_DWORDS * j, lut_at(bits, table, plane >> 4 * j));
+    }
+}
+
+/* In a narrow plane W positions in a row lie scattered over dwords and nibbles. */
+typedef struct scatter {
+    vu dword, shift;
+} scatter;
+
+SQ_INLINE scatter scatter_of(uint32_t position, uint32_t n_dwords) {
+    vu p = vu_iota() + position, nibble = p * (65536 / n_dwords + 1) >> 16; /* p / n_dwords, for p < 136 */
+    return (scatter){p - nibble * n_dwords, nibble * 4};
+}
+
+SQ_INLINE vu scatter_codes(scatter s, const dwords *plane) {
+    return vu_srlv(dwords_at(plane, s.dword), s.shift);
+}
+
+/* `x` points at the plane's first position; it is not read past the last. */
+SQ_INLINE void narrow_dot(int bits, int n_rows, const lut_table *tables, const dwords *planes,
+                          uint32_t n_dwords, const float *x, vf (*sums)[2]) {
+    for (uint32_t p = 0; p < 8 * n_dwords; p += W) {
+        scatter s = scatter_of(p, n_dwords);
+        vf xs = 8 * n_dwords - p >= W ? vf_load(x + p) : vf_load_n(x + p, 8);
+        for (int r = 0; r < n_rows; r++) {
+            vf weights = lut_at(bits, &tables[r], scatter_codes(s, &planes[r]));
+            sums[r][0] = vf_fma(weights, xs, sums[r][0]);
+        }
+    }
+}
+
+SQ_INLINE void narrow_expand(int bits, const lut_table *table, const dwords *plane, uint32_t n_dwords,
+                             float *out) {
+    for (uint32_t p = 0; p < 8 * n_dwords; p += W) {
+        vf weights = lut_at(bits, table, scatter_codes(scatter_of(p, n_dwords), plane));
+        vf_store_n(out + p, weights, 8 * n_dwords - p >= W ? W : 8);
+    }
+}
+
+/* Bit 3 of every nibble of plane p, as bit p of the fourth plane's nibbles. */
+SQ_INLINE vu spare_bits(vu plane, int p) {
+    return plane >> (3 - p) & 0x11111111u << p;
+}
+
+SQ_INLINE void dwords_add_spare(dwords *spare, const dwords *plane, int p) {
+    for (int i = 0; i < BLOCK_DWORDS / W; i++) {
+        spare->part[i] |= spare_bits(plane->part[i], p);
+    }
+}
+
+/* sums[r] += Σ lut[code(row + r, i)] x[i] over the lanes, r < n_rows. */
+SQ_INLINE void lut_dot(int bits, const sq_matrix *w, const float *x, uint32_t row, int n_rows, vf *sums) {
+    const uint32_t n_planes = bits == 3 ? 3 : 1, block = bits == 3 ? 512 : 128;
+    const uint8_t *codes[GEMV_ROWS];
+    lut_table tables[GEMV_ROWS];
+    vf partial[GEMV_ROWS][2];
+    for (int r = 0; r < n_rows; r++) {
+        codes[r] = w->data + (row + r) * w->row_bytes;
+        tables[r] = lut_load(bits, w->lut + ((size_t)(row + r) << bits));
+        partial[r][0] = partial[r][1] = vf_zero();
+    }
+    for (uint32_t b = 0; b < w->n_in / block; b++, x += block) {
+        for (int h = 0; h < BLOCK_DWORDS / W; h++) {
+            vu plane[GEMV_ROWS], spare[GEMV_ROWS];
+            for (uint32_t p = 0; p < n_planes; p++) {
+                for (int r = 0; r < n_rows; r++) {
+                    plane[r] = vu_load(codes[r] + 64 * p + 4 * W * h);
+                    spare[r] = p ? spare[r] | spare_bits(plane[r], p) : spare_bits(plane[r], p);
+                }
+                plane_dot(bits, n_rows, tables, plane, x + 128 * p + W * h, partial);
+            }
+            if (bits == 3) {
+                plane_dot(bits, n_rows, tables, spare, x + 384 + W * h, partial);
+            }
+        }
+        for (int r = 0; r < n_rows; r++) {
+            codes[r] += 64 * n_planes;
+        }
+    }
+    uint32_t left = w->n_in % block;
+    if (left) {
+        uint32_t n_dwords = bits == 3 ? (left + 31) / 32 : (left + 7) / 8;
+        dwords plane[GEMV_ROWS], spare[GEMV_ROWS];
+        memset(spare, 0, sizeof spare);
+        for (uint32_t p = 0; p < n_planes; p++) {
+            for (int r = 0; r < n_rows; r++) {
+                plane[r] = dwords_load(codes[r] + 4 * p * n_dwords, n_dwords);
+                dwords_add_spare(&spare[r], &plane[r], p);
+            }
+            narrow_dot(bits, n_rows, tables, plane, n_dwords, x + 8 * p * n_dwords, partial);
+        }
+        if (bits == 3) {
+            narrow_dot(bits, n_rows, tables, spare, n_dwords, x + 24 * n_dwords, partial);
+        }
+    }
+    for (int r = 0; r < n_rows; r++) {
+        sums[r] = partial[r][0] + partial[r][1];
+    }
+}
+
+SQ_INLINE void lut_expand(int bits, const sq_matrix *w, uint32_t row, float *out) {
+    const uint32_t n_planes = bits == 3 ? 3 : 1, block = bits == 3 ? 512 : 128;
+    const uint8_t *codes = w->data + row * w->row_bytes;
+    lut_table table = lut_load(bits, w->lut + ((size_t)row << bits));
+    float *end = out + w->n_in, *o = out;
+    for (uint32_t b = 0; b < w->n_in / block; b++, o += block, codes += 64 * n_planes) {
+        for (int h = 0; h < BLOCK_DWORDS / W; h++) {
+            vu spare = vu_iota() * 0;
+            for (uint32_t p = 0; p < n_planes; p++) {
+                vu plane = vu_load(codes + 64 * p + 4 * W * h);
+                spare |= spare_bits(plane, p);
+                plane_expand(bits, &table, plane, o + 128 * p + W * h);
+            }
+            if (bits == 3) {
+                plane_expand(bits, &table, spare, o + 384 + W * h);
+            }
+        }
+    }
+    uint32_t left = w->n_in % block;
+    if (left) {
+        uint32_t n_dwords = bits == 3 ? (left + 31) / 32 : (left + 7) / 8;
+        dwords spare;
+        memset(&spare, 0, sizeof spare);
+        for (uint32_t p = 0; p < n_planes; p++) {
+            dwords plane = dwords_load(codes + 4 * p * n_dwords, n_dwords);
+            dwords_add_spare(&spare, &plane, p);
+            narrow_expand(bits, &table, &plane, n_dwords, o + 8 * p * n_dwords);
+        }
+        if (bits == 3) {
+            narrow_expand(bits, &table, &spare, n_dwords, o + 24 * n_dwords);
+        }
+    }
+    memset(end, 0, (sq_pad(w->n_in) - w->n_in) * sizeof *out);
+    sq_sparse_add(w, row, out);
+}
+
+/* ---- weights stored one by one ---------------------------------------------------------------- */
+
+typedef vf load_weights(const uint8_t *row, size_t i);
+typedef vf load_n_weights(const uint8_t *row, size_t i, uint32_t n);
+
+SQ_INLINE vf f32_load(const uint8_t *row, size_t i) {
+    return vf_load((const float *)row + i);
+}
+SQ_INLINE vf f32_load_n(const uint8_t *row, size_t i, uint32_t n) {
+    return vf_load_n((const float *)row + i, n);
+}
+SQ_INLINE vf f16_load(const uint8_t *row, size_t i) {
+    return vf_load_f16((const uint16_t *)row + i);
+}
+SQ_INLINE vf f16_load_n(const uint8_t *row, size_t i, uint32_t n) {
+    return vf_load_f16_n((const uint16_t *)row + i, n);
+}
+
+SQ_INLINE void dense_dot(load_weights *load, load_n_weights *load_n, const sq_matrix *w, const float *x,
+                         uint32_t row, int n_rows, vf *sums) {
+    const uint8_t *rows[GEMV_ROWS];
+    uint32_t i = 0, n = w->n_in;
+    for (int r = 0; r < n_rows; r++) {
+        rows[r] = w->data + (row + r) * w->row_bytes;
+        sums[r] = vf_zero();
+    }
+    for (; i + W <= n; i += W) {
+        vf xs = vf_load(x + i);
+        for (int r = 0; r < n_rows; r++) {
+            sums[r] = vf_fma(load(rows[r], i), xs, sums[r]);
+        }
+    }
+    for (int r = 0; i < n && r < n_rows; r++) {
+        sums[r] = vf_fma(load_n(rows[r], i, n - i), vf_load(x + i), sums[r]);
+    }
+}
+
+SQ_INLINE void dense_expand(load_weights *load, load_n_weights *load_n, const sq_matrix *w, uint32_t row,
+                            float *out) {
+    const uint8_t *weights = w->data + row * w->row_bytes;
+    uint32_t i = 0, n = w->n_in;
+    for (; i + W <= n; i += W) {
+        vf_store(out + i, load(weights, i));
+    }
+    if (i < n) {
+        vf_store_n(out + i, load_n(weights, i, n - i), n - i);
+    }
+    memset(out + n, 0, (sq_pad(n) - n) * sizeof *out);
+    sq_sparse_add(w, row, out);
+}
+
+/* Blocks of an f16 scale and 32 bytes: the scale multiplies the sum of its block. */
+SQ_INLINE void q8_0_dot(const sq_matrix *w, const float *x, uint32_t row, int n_rows, vf *sums) {
+    const uint8_t *blocks[GEMV_ROWS];
+    for (int r = 0; r < n_rows; r++) {
+        blocks[r] = w->data + (row + r) * w->row_bytes;
+        sums[r] = vf_zero();
+    }
+    for (uint32_t b = 0; b < w->n_in / 32; b++, x += 32) {
+        for (int r = 0; r < n_rows; r++, blocks[r - 1] += 34) {
+            const int8_t *q = (const int8_t *)blocks[r] + 2;
+            vf sum = vf_load_i8(q) * vf_load(x);
+            for (int i = W; i < 32; i += W) {
+                sum = vf_fma(vf_load_i8(q + i), vf_load(x + i), sum);
+            }
+            sums[r] = vf_fma(vf_set1_f16(blocks[r]), sum, sums[r]);
+        }
+    }
+}
+
+static void q8_0_expand_row(const sq_matrix *w, uint32_t row, float *out) {
+    const uint8_t *block = w->data + row * w->row_bytes;
+    for (uint32_t b = 0; b < w->n_in / 32; b++, block += 34) {
+        for (int i = 0; i < 32; i += W) {
+            vf_store(out + 32 * b + i, vf_set1_f16(block) * vf_load_i8((const int8_t *)block + 2 + i));
+        }
+    }
+    sq_sparse_add(w, row, out);
+}
+
+/* ---- one token -------------------------------------------------------------------------------- */
+
+/* sums[r] += W[row + r, i] x[i] over the lanes, dense part, for r < n_rows <= GEMV_ROWS. */
+typedef void dot_rows(const sq_matrix *w, const float *x, uint32_t row, int n_rows, vf *sums);
+
+SQ_INLINE void gemv(dot_rows *dot, const sq_matrix *w, const float *x, float *y, uint32_t row0,
+                    uint32_t row1) {
+    for (uint32_t row = row0, n; row < row1; row += n) {
+        vf sums[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
+        float totals[4];
+        n = row1 - row >= GEMV_ROWS ? GEMV_ROWS : 1;
+        if (n == GEMV_ROWS) {
+            dot(w, x, row, GEMV_ROWS, sums);
+        } else {
+            dot(w, x, row, 1, sums);
+        }
+        for (uint32_t r = 0; w->rows && r < n; r++) {
+            sums[r] += vf_sparse(w, (uint32_t)w->rows[row + r], (uint32_t)w->rows[row + r + 1], x);
+        }
+        vf_sums(sums, totals);
+        memcpy(y + (row - row0), totals, n * sizeof *y);
+    }
+}
+
+SQ_INLINE void lut3_dot(const sq_matrix *w, const float *x, uint32_t row, int n_rows, vf *sums) {
+    lut_dot(3, w, x, row, n_rows, sums);
+}
+SQ_INLINE void lut4_dot(const sq_matrix *w, const float *x, uint32_t row, int n_rows, vf *sums) {
+    lut_dot(4, w, x, row, n_rows, sums);
+}
+SQ_INLINE void f32_dot(const sq_matrix *w, const float *x, uint32_t row, int n_rows, vf *sums) {
+    dense_dot(f32_load, f32_load_n, w, x, row, n_rows, sums);
+}
+SQ_INLINE void f16_dot(const sq_matrix *w, const float *x, uint32_t row, int n_rows, vf *sums) {
+    dense_dot(f16_load, f16_load_n, w, x, row, n_rows, sums);
+}
+
+static void lut3_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1) {
+    gemv(lut3_dot, w, x, y, row0, row1);
+}
+static void lut4_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1) {
+    gemv(lut4_dot, w, x, y, row0, row1);
+}
+static void f32_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1) {
+    gemv(f32_dot, w, x, y, row0, row1);
+}
+static void f16_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1) {
+    gemv(f16_dot, w, x, y, row0, row1);
+}
+static void q8_0_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1) {
+    gemv(q8_0_dot, w, x, y, row0, row1);
+}
+
+static void lut3_expand_row(const sq_matrix *w, uint32_t row, float *out) {
+    lut_expand(3, w, row, out);
+}
+static void lut4_expand_row(const sq_matrix *w, uint32_t row, float *out) {
+    lut_expand(4, w, row, out);
+}
+static void f32_expand_row(const sq_matrix *w, uint32_t row, float *out) {
+    dense_expand(f32_load, f32_load_n, w, row, out);
+}
+static void f16_expand_row(const sq_matrix *w, uint32_t row, float *out) {
+    dense_expand(f16_load, f16_load_n, w, row, out);
+}
+
+static const sq_type_kernels type_kernels[SQ_N_TYPES] = {
+    [SQ_TYPE_F32] = {f32_gemv, f32_expand_row},    [SQ_TYPE_F16] = {f16_gemv, f16_expand_row},
+    [SQ_TYPE_Q8_0] = {q8_0_gemv, q8_0_expand_row}, [SQ_TYPE_LUT3] = {lut3_gemv, lut3_expand_row},
+    [SQ_TYPE_LUT4] = {lut4_gemv, lut4_expand_row},
+};
+
+/* ---- many tokens ------------------------------------------------------------------------------ */
+
+/* Floats of a row that one pass takes: 4 rows and GEMM_TOKENS tokens of them stay in the L1 cache. */
+enum { GEMM_DEPTH = 1024 };
+
+/* y[t · ldy + r] (+)= Σ_i weights[r · ldw + i] x[t · ldx + i] for r < 4, of which n_rows are stored. */
+SQ_INLINE void gemm_tile(const float *weights, size_t ldw, const float *x, size_t ldx, size_t n, int n_tokens,
+                         float *y, size_t ldy, uint32_t n_rows, bool first) {
+    vf sums[GEMM_TOKENS][4];
+    for (int t = 0; t < n_tokens; t++) {
+        for (int r = 0; r < 4; r++) {
+            sums[t][r] = vf_zero();
+        }
+    }
+    for (size_t i = 0; i < n; i += W) {
+        vf xs[GEMM_TOKENS];
+        for (int t = 0; t < n_tokens; t++) {
+            xs[t] = vf_load(x + t * ldx + i);
+        }
+        for (int r = 0; r < 4; r++) {
+            vf ws = vf_load(weights + r * ldw + i);
+            for (int t = 0; t < n_tokens; t++) {
+                sums[t][r] = vf_fma(ws, xs[t], sums[t][r]);
+            }
+        }
+    }
+    for (int t = 0; t < n_tokens; t++) {
+        float totals[4];
+        vf_sums(sums[t], totals);
+        for (uint32_t r = 0; r < n_rows; r++) {
+            y[t * ldy + r] = first ? totals[r] : y[t * ldy + r] + totals[r];
+        }
+    }
+}
+
+static void gemm_tiles(const float *weights, size_t ldw, const float *x, size_t ldx, size_t n,
+                       uint32_t n_tokens, float *y, size_t ldy, uint32_t n_rows, bool first) {
+    for (uint32_t r = 0; r < n_rows; r += 4, weights += 4 * ldw, y += 4) {
+        uint32_t stored = n_rows - r < 4 ? n_rows - r : 4;
+        switch (n_tokens) {
+#define TILE(t)                                                                                              \
+    case t:                                                                                                  \
+        gemm_tile(weights, ldw, x, ldx, n, t, y, ldy, stored, first);                                        \
+        break
+            TILE(1);
+            TILE(2);
+            TILE(3);
+#if GEMM_TOKENS > 3
+            TILE(4);
+            TILE(5);
+            TILE(6);
+#endif
+#undef TILE
+        }
+    }
+}
+
+static void gemm(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
+                 uint32_t row0, uint32_t row1, float *scratch) {
+    const size_t ldw = sq_pad(w->n_in);
+    for (uint32_t row = row0; row < row1; row += SQ_GEMM_ROWS) {
+        uint32_t n_rows = row1 - row < SQ_GEMM_ROWS ? row1 - row : SQ_GEMM_ROWS;
+        for (uint32_t r = 0; r < n_rows; r++) {
+            type_kernels[w->type].expand_row(w, row + r, scratch + r * ldw);
+        }
+        uint32_t n_missing = -n_rows % 4; /* of the last register tile; its sums are not stored */
+        memset(scratch + n_rows * ldw, 0, n_missing * ldw * sizeof *scratch);
+        for (size_t i = 0; i < ldw; i += GEMM_DEPTH) {
+            size_t depth = ldw - i < GEMM_DEPTH ? ldw - i : GEMM_DEPTH;
+            for (uint32_t t = 0; t < n_tokens; t += GEMM_TOKENS) {
+                uint32_t tokens = n_tokens - t < GEMM_TOKENS ? n_tokens - t : GEMM_TOKENS;
+                gemm_tiles(scratch + i, ldw, x + t * ldx + i, ldx, depth, tokens, y + t * ldy + (row - row0),
+                           ldy, n_rows, i == 0);
+            }
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,145 @@
+/* AVX2, FMA and F16C: the vector operations of simd_matrix.h and simd_ops.h in 8 lanes. */
+#include "scalar.h"
+
+#include <immintrin.h>
+#include <string.h>
+
+enum { W = 8, GEMV_ROWS = 2, VALUE_VECTORS = 2 };
+#define GEMM_TOKENS 3
+
+typedef __m256 vf;
+typedef uint32_t vu __attribute__((vector_size(32)));
+typedef int32_t vi __attribute__((vector_size(32)));
+
+static inline __m256i mask_of(uint32_t n) {
+    return (__m256i)((vi){0, 1, 2, 3, 4, 5, 6, 7} < (int32_t)n);
+}
+
+static inline vf vf_zero(void) {
+    return _mm256_setzero_ps();
+}
+static inline vf vf_set1(float f) {
+    return _mm256_set1_ps(f);
+}
+static inline vf vf_load(const float *p) {
+    return _mm256_loadu_ps(p);
+}
+static inline void vf_store(float *p, vf v) {
+    _mm256_storeu_ps(p, v);
+}
+static inline vf vf_load_n(const float *p, uint32_t n) {
+    return _mm256_maskload_ps(p, mask_of(n));
+}
+static inline void vf_store_n(float *p, vf v, uint32_t n) {
+    _mm256_maskstore_ps(p, mask_of(n), v);
+}
+static inline vf vf_fma(vf a, vf b, vf c) {
+    return _mm256_fmadd_ps(a, b, c);
+}
+static inline vf vf_min(vf a, vf b) {
+    return _mm256_min_ps(a, b);
+}
+static inline vf vf_max(vf a, vf b) {
+    return _mm256_max_ps(a, b);
+}
+
+static inline vf vf_load_f16(const uint16_t *p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
+static inline vf vf_load_f16_n(const uint16_t *p, uint32_t n) {
+    uint16_t lanes[8] = {0}; /* AVX2 has no masked loads of 16 bits */
+    memcpy(lanes, p, n * sizeof *p);
+    return vf_load_f16(lanes);
+}
+static inline void vf_store_f16_n(uint16_t *p, vf v, uint32_t n) {
+    uint16_t lanes[8];
+    _mm_storeu_si128((__m128i *)lanes, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+    memcpy(p, lanes, n * sizeof *p);
+}
+static inline vf vf_load_i8(const int8_t *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
+static inline vf vf_set1_f16(const uint8_t *p) {
+    return _mm256_cvtph_ps(_mm_set1_epi16((short)(p[0] | p[1] << 8)));
+}
+
+/* Adds pairs of lanes while transposing, so that four sums cost little more than one. */
+static inline void vf_sums(const vf *v, float *totals) {
+    __m256 ab = _mm256_unpacklo_ps(v[0], v[1]) + _mm256_unpackhi_ps(v[0], v[1]);
+    __m256 cd = _mm256_unpacklo_ps(v[2], v[3]) + _mm256_unpackhi_ps(v[2], v[3]);
+    __m256 abcd = _mm256_shuffle_ps(ab, cd, 0x44) + _mm256_shuffle_ps(ab, cd, 0xee);
+    _mm_storeu_ps(totals, _mm256_castps256_ps128(abcd) + _mm256_extractf128_ps(abcd, 1));
+}
+
+static inline vu vu_iota(void) {
+    return (vu){0, 1, 2, 3, 4, 5, 6, 7};
+}
+static inline vu vu_load(const void *p) {
+    return (vu)_mm256_loadu_si256(p);
+}
+static inline vu vu_srlv(vu v, vu shift) {
+    return (vu)_mm256_srlv_epi32((__m256i)v, (__m256i)shift);
+}
+
+/* Eight entries a register; a permute looks at the low three bits of an index. */
+typedef struct lut_table {
+    __m256 low, high;
+} lut_table;
+
+static inline lut_table lut_load(int bits, const uint16_t *lut) {
+    return (lut_table){vf_load_f16(lut), bits == 4 ? vf_load_f16(lut + 8) : vf_zero()};
+}
+static inline vf lut_at(int bits, const lut_table *table, vu codes) {
+    __m256 low = _mm256_permutevar8x32_ps(table->low, (__m256i)codes);
+    if (bits == 3) {
+        return low;
+    }
+    __m256 high = _mm256_permutevar8x32_ps(table->high, (__m256i)codes);
+    return _mm256_blendv_ps(low, high, (__m256)(codes << 28)); /* bit 3 of the index becomes the sign */
+}
+
+typedef struct dwords {
+    vu part[2];
+} dwords;
+
+static inline dwords dwords_load(const uint8_t *p, uint32_t n) {
+    const int *d = (const int *)p;
+    return (dwords){{(vu)_mm256_maskload_epi32(d, mask_of(n)),
+                     n > 8 ? (vu)_mm256_maskload_epi32(d + 8, mask_of(n - 8)) : (vu){0}}};
+}
+static inline vu dwords_at(const dwords *d, vu index) {
+    __m256 low = _mm256_permutevar8x32_ps((__m256)d->part[0], (__m256i)index);
+    __m256 high = _mm256_permutevar8x32_ps((__m256)d->part[1], (__m256i)index);
+    return (vu)_mm256_blendv_ps(low, high, (__m256)(index << 28));
+}
+
+static inline vf vf_sparse(const sq_matrix *w, uint32_t begin, uint32_t end, const float *x) {
+    float sum = 0;
+    for (uint32_t k = begin; k < end; k++) {
+        sum += _cvtsh_ss(w->vals[k]) * x[sq_column(w, k)];
+    }
+    return _mm256_zextps128_ps256(_mm_set_ss(sum));
+}
+
+#include "simd_matrix.h"
+#include "simd_ops.h"
+
+const sq_kernels sq_kernels_avx2 = {
+    .name = "avx2",
+    .supported = sq_cpu_has_avx2,
+    .types =
+        {
+            [SQ_TYPE_F32] = {f32_gemv, f32_expand_row},
+            [SQ_TYPE_F16] = {f16_gemv, f16_expand_row},
+            [SQ_TYPE_Q8_0] = {q8_0_gemv, q8_0_expand_row},
+            [SQ_TYPE_LUT3] = {lut3_gemv, lut3_expand_row},
+            [SQ_TYPE_LUT4] = {lut4_gemv, lut4_expand_row},
+        },
+    .gemm = gemm,
+    .rms_norm = rms_norm,
+    .silu_mul = silu_mul,
+    .rope = rope,
+    .add = add,
+    .kv_store = {[SQ_KV_F16] = kv_store_f16, [SQ_KV_F32] = kv_store_f32},
+    .attend = {[SQ_KV_F16] = attend_f16, [SQ_KV_F32] = attend_f32},
+};

@@ -1,0 +1,139 @@
+/* AVX-512 (F, BW, VL, DQ): the vector operations of simd_matrix.h and simd_ops.h in 16 lanes. */
+#include "scalar.h"
+
+#include <immintrin.h>
+
+enum { W = 16, GEMV_ROWS = 4, VALUE_VECTORS = 4 };
+#define GEMM_TOKENS 6
+
+typedef __m512 vf;
+typedef uint32_t vu __attribute__((vector_size(64)));
+typedef int32_t vi __attribute__((vector_size(64)));
+
+static inline __mmask16 mask_of(uint32_t n) {
+    return (__mmask16)((1u << n) - 1);
+}
+
+static inline vf vf_zero(void) {
+    return _mm512_setzero_ps();
+}
+static inline vf vf_set1(float f) {
+    return _mm512_set1_ps(f);
+}
+static inline vf vf_load(const float *p) {
+    return _mm512_loadu_ps(p);
+}
+static inline void vf_store(float *p, vf v) {
+    _mm512_storeu_ps(p, v);
+}
+static inline vf vf_load_n(const float *p, uint32_t n) {
+    return _mm512_maskz_loadu_ps(mask_of(n), p);
+}
+static inline void vf_store_n(float *p, vf v, uint32_t n) {
+    _mm512_mask_storeu_ps(p, mask_of(n), v);
+}
+static inline vf vf_fma(vf a, vf b, vf c) {
+    return _mm512_fmadd_ps(a, b, c);
+}
+static inline vf vf_min(vf a, vf b) {
+    return _mm512_min_ps(a, b);
+}
+static inline vf vf_max(vf a, vf b) {
+    return _mm512_max_ps(a, b);
+}
+
+static inline vf vf_load_f16(const uint16_t *p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+static inline vf vf_load_f16_n(const uint16_t *p, uint32_t n) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask_of(n), p));
+}
+static inline void vf_store_f16_n(uint16_t *p, vf v, uint32_t n) {
+    _mm256_mask_storeu_epi16(p, mask_of(n), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+static inline vf vf_load_i8(const int8_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
+static inline vf vf_set1_f16(const uint8_t *p) {
+    return _mm512_cvtph_ps(_mm256_set1_epi16((short)(p[0] | p[1] << 8)));
+}
+
+/* Adds pairs of lanes while transposing, so that four sums cost little more than one. */
+static inline void vf_sums(const vf *v, float *totals) {
+    __m512 ab = _mm512_unpacklo_ps(v[0], v[1]) + _mm512_unpackhi_ps(v[0], v[1]);
+    __m512 cd = _mm512_unpacklo_ps(v[2], v[3]) + _mm512_unpackhi_ps(v[2], v[3]);
+    __m512 abcd = _mm512_shuffle_ps(ab, cd, 0x44) + _mm512_shuffle_ps(ab, cd, 0xee);
+    __m256 half = _mm512_castps512_ps256(abcd) + _mm512_extractf32x8_ps(abcd, 1);
+    _mm_storeu_ps(totals, _mm256_castps256_ps128(half) + _mm256_extractf128_ps(half, 1));
+}
+
+static inline vu vu_iota(void) {
+    return (vu){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+}
+static inline vu vu_load(const void *p) {
+    return (vu)_mm512_loadu_si512(p);
+}
+static inline vu vu_srlv(vu v, vu shift) {
+    return (vu)_mm512_srlv_epi32((__m512i)v, (__m512i)shift);
+}
+
+/* One register. With 3 bits it stands in both halves, so that bit 3 of an index does not matter. */
+typedef __m512 lut_table;
+
+static inline lut_table lut_load(int bits, const uint16_t *lut) {
+    if (bits == 4) {
+        return vf_load_f16(lut);
+    }
+    __m256 half = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)lut));
+    return _mm512_insertf32x8(_mm512_castps256_ps512(half), half, 1);
+}
+static inline vf lut_at(int bits, const lut_table *table, vu codes) {
+    (void)bits;
+    return _mm512_permutexvar_ps((__m512i)codes, *table); /* looks at the low four bits */
+}
+
+typedef struct dwords {
+    vu part[1];
+} dwords;
+
+static inline dwords dwords_load(const uint8_t *p, uint32_t n) {
+    return (dwords){{(vu)_mm512_maskz_loadu_epi32(mask_of(n), p)}};
+}
+static inline vu dwords_at(const dwords *d, vu index) {
+    return (vu)_mm512_permutexvar_epi32((__m512i)index, (__m512i)d->part[0]);
+}
+
+static inline vf vf_sparse(const sq_matrix *w, uint32_t begin, uint32_t end, const float *x) {
+    vf sum = vf_zero();
+    for (uint32_t k = begin; k < end; k += W) {
+        __mmask16 mask = mask_of(end - k < W ? end - k : W);
+        __m512i cols = w->cols16 ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, w->cols16 + k))
+                                 : _mm512_maskz_loadu_epi32(mask, w->cols32 + k);
+        vf vals = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, w->vals + k));
+        sum = vf_fma(vals, _mm512_mask_i32gather_ps(vf_zero(), mask, cols, x, 4), sum);
+    }
+    return sum;
+}
+
+#include "simd_matrix.h"
+#include "simd_ops.h"
+
+const sq_kernels sq_kernels_avx512 = {
+    .name = "avx512",
+    .supported = sq_cpu_has_avx512,
+    .types =
+        {
+            [SQ_TYPE_F32] = {f32_gemv, f32_expand_row},
+            [SQ_TYPE_F16] = {f16_gemv, f16_expand_row},
+            [SQ_TYPE_Q8_0] = {q8_0_gemv, q8_0_expand_row},
+            [SQ_TYPE_LUT3] = {lut3_gemv, lut3_expand_row},
+            [SQ_TYPE_LUT4] = {lut4_gemv, lut4_expand_row},
+        },
+    .gemm = gemm,
+    .rms_norm = rms_norm,
+    .silu_mul = silu_mul,
+    .rope = rope,
+    .add = add,
+    .kv_store = {[SQ_KV_F16] = kv_store_f16, [SQ_KV_F32] = kv_store_f32},
+    .attend = {[SQ_KV_F16] = attend_f16, [SQ_KV_F32] = attend_f32},
+};
