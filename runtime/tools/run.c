@@ -1,0 +1,203 @@
+/* sq-run: chat with a model in the terminal, or answer one prompt. */
+#include "run/answer.h"
+#include "run/chat.h"
+#include "run/dialogue.h"
+#include "terminal.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { MAX_PROMPT_BYTES = 256 << 20 };
+
+static const char tool_name[] = "sq-run";
+
+typedef struct arguments {
+    const char *prompt; /* NULL: none */
+    const char *system; /* NULL: none */
+    bool raw;
+    sq_session_options session;
+    settings settings;
+} arguments;
+
+static int complain(const sq_error *error) {
+    tool_complain(tool_name, "%s", error->message);
+    return 1;
+}
+
+/* ---- one answer ------------------------------------------------------------------------------ */
+
+/* Appends standard input, less one newline at its end, to the prompt. */
+static bool read_input(text *prompt) {
+    text piped = {0};
+    bool valid = text_read(&piped, stdin, MAX_PROMPT_BYTES);
+    if (!valid) {
+        tool_complain(tool_name, "cannot read the prompt from standard input: %s", strerror(errno));
+    } else if (memchr(text_string(&piped), '\0', piped.n)) {
+        tool_complain(tool_name, "standard input holds a zero byte: expected text");
+        valid = false;
+    } else {
+        piped.n -= piped.n > 0 && piped.bytes[piped.n - 1] == '\n';
+        text_append_string(prompt, prompt->n > 0 && piped.n > 0 ? "\n\n" : "");
+        text_append(prompt, text_string(&piped), piped.n);
+    }
+    text_free(&piped);
+    return valid;
+}
+
+static sq_status tokenize_raw(const sq_model *model, const text *prompt, sq_token **tokens, size_t *n_tokens,
+                              sq_error *error) {
+    const int flags = SQ_TOKENIZE_BOS | SQ_TOKENIZE_SPECIAL;
+    const char *bytes = text_string(prompt);
+    size_t n;
+    sq_status status = sq_tokenize(model, bytes, prompt->n, flags, NULL, 0, &n, error);
+    if (status == SQ_OK) {
+        *tokens = memory_resize(NULL, n, sizeof **tokens);
+        status = sq_tokenize(model, bytes, prompt->n, flags, *tokens, n, n_tokens, error);
+    }
+    return status;
+}
+
+static sq_status tokenize(const sq_model *model, const arguments *a, const text *prompt, sq_token **tokens,
+                          size_t *n_tokens, sq_error *error) {
+    if (a->raw) {
+        return tokenize_raw(model, prompt, tokens, n_tokens, error);
+    }
+    dialogue d = {0};
+    dialogue_set_system(&d, a->system);
+    dialogue_ask(&d, text_string(prompt));
+    sq_status status = dialogue_tokenize(&d, model, tokens, n_tokens, error);
+    dialogue_free(&d);
+    return status;
+}
+
+static int finish(answer_end end, size_t n_prompt, uint32_t n_ctx, const sq_error *error) {
+    if (end == ANSWER_UNWRITTEN || !terminal_write(stdout, "\n", 1)) {
+        tool_complain_write(tool_name, errno);
+        return 1;
+    }
+    if (end == ANSWER_FULL) {
+        tool_complain(tool_name,
+                      "the context is full: it holds %u tokens, and the answer ends here; --ctx TOKENS makes "
+                      "room, -n TOKENS ends answers earlier",
+                      n_ctx);
+        return 1;
+    }
+    if (end == ANSWER_FAILED && error->status == SQ_ERROR_CONTEXT) {
+        tool_complain(tool_name, "the prompt has %zu tokens, the context holds %u; --ctx TOKENS makes room",
+                      n_prompt, n_ctx);
+        return 1;
+    }
+    return end == ANSWER_FAILED ? complain(error) : 0;
+}
+
+static int answer_once(const sq_model *model, sq_session *session, const arguments *a, const text *prompt) {
+    sq_token *tokens = NULL;
+    size_t n_tokens = 0;
+    sq_error error = {0};
+    if (tokenize(model, a, prompt, &tokens, &n_tokens, &error)) {
+        free(tokens);
+        return complain(&error);
+    }
+    generator g = {.model = model, .session = session, .settings = &a->settings, .trim = !a->raw};
+    answer once = {0};
+    answer_end end = answer_generate(&g, tokens, n_tokens, &once, &error);
+    int code = finish(end, n_tokens, sq_session_n_ctx(session), &error);
+    answer_free(&once);
+    free(tokens);
+    return code;
+}
+
+/* ---- main ------------------------------------------------------------------------------------ */
+
+/* The prompt of a run that answers once: -p, then what comes through a pipe. */
+static bool read_prompt(const arguments *a, text *prompt) {
+    text_append_string(prompt, a->prompt ? a->prompt : "");
+    if (!isatty(STDIN_FILENO) && !read_input(prompt)) {
+        return false;
+    }
+    if (!a->raw && strspn(text_string(prompt), " \t\r\n") == prompt->n) {
+        tool_complain(tool_name, "the prompt is empty: expected -p TEXT, or text on standard input");
+        return false;
+    }
+    return true;
+}
+
+static int run_session(const sq_model *model, sq_session *session, arguments *a,
+                       const option *settings_rows) {
+    if (!a->prompt && isatty(STDIN_FILENO)) {
+        return chat_run(tool_name, model, session, &a->settings, settings_rows, a->system);
+    }
+    text prompt = {0};
+    int code = read_prompt(a, &prompt) ? answer_once(model, session, a, &prompt) : 1;
+    text_free(&prompt);
+    return code;
+}
+
+static int run_model(const sq_model *model, arguments *a, const option *settings_rows) {
+    sq_error error;
+    if (!a->raw && sq_chat_check(model, &error)) {
+        tool_complain(tool_name, "%s; --raw -p TEXT completes text without a chat", error.message);
+        return 1;
+    }
+    sq_session *session;
+    if (sq_session_create(model, &a->session, &session, &error)) {
+        return complain(&error);
+    }
+    int code = run_session(model, session, a, settings_rows);
+    sq_session_free(session);
+    return code;
+}
+
+/* -1: all is well; 2: options that contradict each other. */
+static int check(const arguments *a) {
+    if (a->raw && a->system) {
+        tool_complain(tool_name, "--system has no meaning with --raw, which uses no chat template");
+        return 2;
+    }
+    if (a->raw && !a->prompt && isatty(STDIN_FILENO)) {
+        tool_complain(tool_name, "--raw completes one text: expected -p TEXT, or text on standard input");
+        return 2;
+    }
+    return -1;
+}
+
+int main(int argc, char **argv) {
+    arguments a = {0};
+    option rows[N_SETTINGS + 6];
+    settings_init(&a.settings, rows);
+    const option others[] = {
+        {"-p", OPTION_TEXT, &a.prompt, 0, 0, "PROMPT",
+         "answer once and end; text on standard input is put behind it"},
+        {"--raw", OPTION_FLAG, &a.raw, 0, 0, NULL, "complete the text as it is, without the chat template"},
+        {"--system", OPTION_TEXT, &a.system, 0, 0, "TEXT", "the system prompt"},
+        {"--ctx", OPTION_U32, &a.session.n_ctx, 1, INT32_MAX, "TOKENS",
+         "how many tokens fit; default: what the model was trained for, at most 8192"},
+        {"--threads", OPTION_U32, &a.session.n_threads, 1, 1024, "NUMBER", "default: one per processor core"},
+        {"--kv", OPTION_CHOICE, &a.session.kv, 0, 0, "f16|f32", "precision of the KV cache, default f16"},
+    };
+    memcpy(rows + N_SETTINGS, others, sizeof others);
+    const tool t = {.name = tool_name,
+                    .about = "Chats in the terminal. With -p, or text on standard input, answers once.",
+                    .arguments = "MODEL.sq.gguf",
+                    .n_arguments = 1,
+                    .options = rows,
+                    .n_options = sizeof rows / sizeof rows[0],
+                    .epilogue = "Only answers go to standard output. In the chat, /help lists the commands."};
+    const char *path;
+    int code = options_parse(&t, argc, argv, &path);
+    if (code >= 0 || (code = check(&a)) >= 0) {
+        return code;
+    }
+    signal(SIGPIPE, SIG_IGN); /* a closed pipe is a failed write, which has a sentence */
+    sq_model *model;
+    sq_error error;
+    if (sq_model_open(path, NULL, &model, &error)) {
+        return complain(&error);
+    }
+    code = run_model(model, &a, rows);
+    sq_model_close(model);
+    return code;
+}

@@ -1,0 +1,149 @@
+#include "answer.h"
+
+#include "clock.h"
+#include "terminal.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+static volatile sig_atomic_t is_interrupted;
+static sq_session *volatile running; /* NULL while no answer is generated */
+
+void answer_interrupt(void) {
+    is_interrupted = 1;
+    if (running) {
+        sq_session_cancel(running);
+    }
+}
+
+void answer_free(answer *a) {
+    free(a->tokens);
+    text_free(&a->content);
+    text_free(&a->pending);
+    *a = (answer){0};
+}
+
+static void restart(answer *a) {
+    a->n_tokens = 0;
+    text_clear(&a->content);
+    text_clear(&a->pending);
+    a->prompt_seconds = a->seconds = 0;
+}
+
+static void append_token(answer *a, sq_token token) {
+    if (a->n_tokens == a->capacity) {
+        a->capacity = 2 * a->capacity + 256;
+        a->tokens = memory_resize(a->tokens, a->capacity, sizeof *a->tokens);
+    }
+    a->tokens[a->n_tokens++] = token;
+}
+
+/* Shows the first n pending bytes. */
+static bool show(const generator *g, answer *a, size_t n) {
+    if (g->trim && a->content.n == 0) {
+        size_t n_space = n ? strspn(a->pending.bytes, " \t\r\n") : 0;
+        n_space = n_space < n ? n_space : n;
+        text_drop(&a->pending, n_space);
+        n -= n_space;
+    }
+    if (n == 0) {
+        return true;
+    }
+    text_append(&a->content, a->pending.bytes, n);
+    bool written = terminal_write(stdout, a->pending.bytes, n);
+    text_drop(&a->pending, n);
+    return written;
+}
+
+static bool show_token(const generator *g, answer *a, sq_token token) {
+    size_t n_bytes;
+    const char *bytes = sq_token_text(g->model, token, false, &n_bytes);
+    if (bytes && n_bytes > 0) {
+        text_append(&a->pending, bytes, n_bytes);
+    }
+    return show(g, a, sq_utf8_complete(text_string(&a->pending), a->pending.n));
+}
+
+/* A character that stayed incomplete is shown as U+FFFD. */
+static bool show_rest(const generator *g, answer *a) {
+    if (a->pending.n > 0) {
+        text_clear(&a->pending);
+        utf8_append(&a->pending, 0xFFFD);
+    }
+    return show(g, a, a->pending.n);
+}
+
+/* A cancel may have come too late for the answer before and stops us instead: then again. */
+static sq_status sync_session(generator *g, const sq_token *prompt, size_t n_prompt, size_t *n_kept,
+                              sq_error *error) {
+    sq_status status;
+    do {
+        status = sq_session_sync(g->session, prompt, n_prompt, n_kept, error);
+    } while (status == SQ_ERROR_CANCELLED && !is_interrupted);
+    return status;
+}
+
+static answer_end end_of_status(sq_status status) {
+    return status == SQ_ERROR_CANCELLED ? ANSWER_INTERRUPTED : ANSWER_FAILED;
+}
+
+static answer_end draw_tokens(generator *g, sq_sampler *sampler, answer *a, sq_error *error) {
+    for (;;) {
+        if (is_interrupted) {
+            return ANSWER_INTERRUPTED;
+        }
+        if (g->settings->n_max && a->n_tokens == g->settings->n_max) {
+            return ANSWER_LIMIT;
+        }
+        sq_token token = sq_sampler_sample(sampler, sq_session_logits(g->session));
+        if (sq_token_is_stop(g->model, token)) {
+            return ANSWER_STOP;
+        }
+        sq_sampler_accept(sampler, token);
+        append_token(a, token);
+        if (!show_token(g, a, token)) {
+            return ANSWER_UNWRITTEN;
+        }
+        sq_status status = sq_session_append(g->session, &token, 1, NULL, error);
+        if (status == SQ_ERROR_CONTEXT) {
+            return ANSWER_FULL;
+        }
+        if (status) {
+            return end_of_status(status);
+        }
+    }
+}
+
+static answer_end generate(generator *g, const sq_token *prompt, size_t n_prompt, answer *a,
+                           sq_error *error) {
+    sq_sampler_options options = g->settings->sampler;
+    options.seed += g->n_answers++;
+    sq_sampler *sampler;
+    if (sq_sampler_create(g->model, &options, &sampler, error)) {
+        return ANSWER_FAILED;
+    }
+    double start = clock_seconds();
+    a->n_prompt = n_prompt;
+    sq_status status = sync_session(g, prompt, n_prompt, &a->n_kept, error);
+    double first = clock_seconds();
+    a->prompt_seconds = first - start;
+    answer_end end = status ? end_of_status(status) : draw_tokens(g, sampler, a, error);
+    a->seconds = clock_seconds() - first;
+    sq_sampler_free(sampler);
+    return end;
+}
+
+answer_end answer_generate(generator *g, const sq_token *prompt, size_t n_prompt, answer *a,
+                           sq_error *error) {
+    restart(a);
+    is_interrupted = 0;
+    running = g->session;
+    answer_end end = generate(g, prompt, n_prompt, a, error);
+    running = NULL;
+    if (end != ANSWER_UNWRITTEN && !show_rest(g, a)) {
+        end = ANSWER_UNWRITTEN;
+    }
+    return end;
+}
