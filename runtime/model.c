@@ -167,17 +167,6 @@ static sq_status rope_create(sq_model *model, sq_error *error) {
     return SQ_OK;
 }
 
-/* An embedding may have spare rows, but every token needs one. */
-static sq_status vocabulary_check(const sq_model *model, sq_error *error) {
-    uint32_t n_tokens = sq_tokenizer_n_vocab(model->tokenizer), n_rows = model->hparams.n_vocab;
-    if (n_tokens <= n_rows)
-        return SQ_OK;
-    return sq_fail(error, SQ_ERROR_FORMAT,
-                   "tokenizer.ggml.tokens: expected at most %u tokens, the rows of the embedding, found %u; the "
-                   "file is damaged",
-                   n_rows, n_tokens);
-}
-
 static sq_status model_load(sq_model *model, const sq_model_options *options, sq_error *error) {
     sq_status status = version_check(model->file, error);
     if (!status)
@@ -191,9 +180,7 @@ static sq_status model_load(sq_model *model, const sq_model_options *options, sq
     if (!status)
         status = rope_create(model, error);
     if (!status)
-        status = sq_tokenizer_load(model->file, &model->tokenizer, error);
-    if (!status)
-        status = vocabulary_check(model, error);
+        status = sq_tokenizer_load(model->file, model->hparams.n_vocab, &model->tokenizer, error);
     if (!status)
         status = sq_chat_load(model->file, model->tokenizer, &model->chat, error);
     return status;
