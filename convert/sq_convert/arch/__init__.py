@@ -1,0 +1,63 @@
+"""Model families: how a Hugging Face architecture becomes GGUF keys and tensors.
+
+One file a family, one registry line a model type. A family says which tensors a configuration implies, what the
+hyperparameters are called in GGUF, and refuses, with a sentence, what the runtime would compute wrongly.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ConvertError
+from .llama import LlamaFamily
+from .tensors import Kind, Tensor
+
+__all__ = ["Family", "Kind", "Tensor", "family_of_gguf", "family_of_model_type"]
+
+
+class Family(Protocol):
+    """What the converter asks of a family; ``config`` is a ``transformers`` configuration."""
+
+    gguf_name: str  # general.architecture
+    model_class: str  # of transformers, for the configuration written by --dequantize
+
+    def check(self, config: Any) -> None:
+        """Raises ConvertError where the configuration asks for something that is not supported."""
+
+    def tensors(self, config: Any) -> list[Tensor]:
+        """Every tensor of the model, in file order, blocks in ascending order."""
+
+    def ignored(self, name: str) -> bool:
+        """Whether a checkpoint may hold a tensor of this name without any meaning."""
+
+    def keys(self, config: Any) -> dict[str, int | float]:
+        """Hyperparameters by GGUF key; int is stored as u32, float as f32."""
+
+    def rope_freqs(self, config: Any) -> NDArray[np.float32] | None:
+        """What divides the rotation frequencies ``[n_rot / 2]``; None where nothing does."""
+
+
+_FAMILIES: dict[str, Family] = {
+    "llama": LlamaFamily(),
+    "mistral": LlamaFamily(model_class="MistralForCausalLM"),
+}
+_GGUF_FAMILIES: dict[str, Family] = {"llama": _FAMILIES["llama"]}
+
+
+def family_of_model_type(model_type: str) -> Family:
+    """The family of config.json's ``model_type``."""
+    return _find(_FAMILIES, model_type, "model_type")
+
+
+def family_of_gguf(architecture: str) -> Family:
+    """The family of a GGUF file's ``general.architecture``."""
+    return _find(_GGUF_FAMILIES, architecture, "architecture")
+
+
+def _find(families: dict[str, Family], name: str, what: str) -> Family:
+    if name not in families:
+        raise ConvertError(f"The {what} {name!r} is not supported; supported are: {', '.join(sorted(families))}.")
+    return families[name]

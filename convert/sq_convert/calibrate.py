@@ -1,0 +1,236 @@
+"""Calibration: how sensitive the loss is to each weight, as the diagonal of the Fisher information.
+
+F = Σ over sequences of (∂ mean cross-entropy / ∂W)², one backward pass a sequence, summed in f32
+(SqueezeLLM, arXiv 2306.07629, section 4.1 and the authors' code).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arch import Kind, Tensor
+from .checkpoint import Checkpoint, first_line, read_tensor
+from .errors import ConvertError
+from .workfolder import write_atomically
+
+DEFAULT_TEXT = "calibration.txt"
+SAVE_SHARE = 0.1  # of the time may go into saving what has been summed so far
+
+
+# ---- text -------------------------------------------------------------------------------------------------------
+
+
+def read_text(path: Path | None) -> tuple[str, bytes]:
+    """Name and content of the calibration text; None is the one inside the package."""
+    if path is None:
+        return f"sq_convert/{DEFAULT_TEXT}", (resources.files(__package__) / "data" / DEFAULT_TEXT).read_bytes()
+    try:
+        return path.name, path.read_bytes()
+    except OSError as error:
+        raise ConvertError(f"{path}: the calibration text cannot be read: {error.strerror}.") from error
+
+
+def parse_text(name: str, content: bytes) -> str:
+    """The text of a plain or a JSONL file; of the latter's objects the member "text", joined by blank lines."""
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConvertError(f"{name}: the calibration text is not UTF-8 (byte {error.start}).") from error
+    if not name.endswith((".jsonl", ".json")):
+        return text
+    documents = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            document = json.loads(line)["text"]
+        except (ValueError, KeyError, TypeError):
+            document = None
+        if not isinstance(document, str):
+            raise ConvertError(f'{name}, line {number}: expected a JSON object with a string "text".')
+        documents.append(document)
+    return "\n\n".join(documents)
+
+
+def choose_sequences(
+    tokenizer: Any, name: str, content: bytes, samples: int, seq_len: int, seed: int
+) -> NDArray[np.int64]:
+    """Token ids ``[samples, seq_len]``: non-overlapping crops of the text, drawn by the seed, in text order."""
+    text = parse_text(name, content)
+    ids = np.asarray(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], np.int64)
+    n_crops = len(ids) // seq_len
+    if n_crops < samples:
+        raise ConvertError(
+            f"The calibration text {name} has {len(ids)} tokens, which is {n_crops} sequences of {seq_len}; "
+            f"{samples} are asked for. Give a longer text, or fewer --samples or a shorter --seq-len."
+        )
+    crops = np.sort(np.random.default_rng(seed).permutation(n_crops)[:samples])
+    start = (len(ids) - n_crops * seq_len) // 2
+    return ids[start : start + n_crops * seq_len].reshape(n_crops, seq_len)[crops]
+
+
+# ---- what has been summed so far --------------------------------------------------------------------------------
+
+
+class FisherFile:
+    """Fisher information on disk: a safetensors file whose metadata counts the sequences in it."""
+
+    def __init__(self, path: Path, tensors: Sequence[Tensor]) -> None:
+        self.path = path
+        self.matrices = [tensor for tensor in tensors if tensor.kind is Kind.MATRIX]
+
+    @property
+    def n_weights(self) -> int:
+        return sum(tensor.n_weights for tensor in self.matrices)
+
+    def n_sequences(self) -> int:
+        """How many sequences the file has summed; 0 where there is none."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path, framework="numpy") as file:
+                return int((file.metadata() or {})["sequences"])
+        except (FileNotFoundError, SafetensorError, KeyError, ValueError):
+            return 0
+
+    def split(self, sums: Any) -> dict[str, Any]:
+        """Views of a torch vector ``[n_weights]``: one a matrix, by its Hugging Face name."""
+        pieces = sums.split([tensor.n_weights for tensor in self.matrices])
+        return {tensor.source: piece.view(tensor.shape) for tensor, piece in zip(self.matrices, pieces, strict=True)}
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        """One matrix, by its GGUF name."""
+        from safetensors import safe_open
+
+        with safe_open(self.path, framework="numpy") as file:
+            values: NDArray[np.float32] = file.get_tensor(name)
+        return values
+
+    def write(self, sums: NDArray[np.float32], n_sequences: int) -> None:
+        """Saves ``sums`` ``[n_weights]``, the matrices one after the other, without a copy in memory."""
+        header: dict[str, Any] = {"__metadata__": {"sequences": str(n_sequences)}}
+        at = 0
+        for tensor in self.matrices:
+            end = at + 4 * tensor.n_weights
+            header[tensor.name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [at, end]}
+            at = end
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+
+        def write(path: Path) -> None:
+            with path.open("wb") as file:
+                file.write(struct.pack("<Q", len(text)) + text)
+                file.write(memoryview(sums).cast("B"))
+
+        write_atomically(self.path, write)
+
+
+# ---- gradients --------------------------------------------------------------------------------------------------
+
+
+def choose_device(device: str) -> str:
+    """ "cpu" or "cuda"; ConvertError where "cuda" is asked for in vain."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConvertError(
+            "--device cuda: PyTorch finds no usable GPU here. Use --device cpu, or install a PyTorch built for CUDA."
+        )
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def sum_fisher(
+    checkpoint: Checkpoint,
+    tensors: Sequence[Tensor],
+    sequences: NDArray[np.int64],
+    fisher: FisherFile,
+    device: str,
+    threads: int,
+    advance: Callable[[], object],
+) -> None:
+    """Sums the Fisher information of every block matrix over ``sequences`` ``[n, seq_len]`` into ``fisher``.
+
+    Goes on where the file stands. The sums do not depend on ``threads``; on a GPU the model runs in bf16.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    done = fisher.n_sequences()
+    model = _load_model(checkpoint, tensors, device)
+    sums = torch.zeros(fisher.n_weights, dtype=torch.float32, device=device)
+    targets = fisher.split(sums)
+    for tensor in fisher.matrices if done else ():
+        targets[tensor.source].copy_(torch.from_numpy(fisher.read(tensor.name)))
+    _hook(model, targets)
+
+    saved, cost = time.monotonic(), 0.0
+    for number in range(done, len(sequences)):
+        ids = torch.from_numpy(sequences[number : number + 1]).to(device)
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        if not math.isfinite(loss.item()):
+            raise ConvertError(
+                f"The model's loss on calibration sequence {number + 1} is {loss.item()}: its weights are damaged, "
+                "or belong to another configuration."
+            )
+        loss.backward()
+        advance()
+        now = time.monotonic()
+        if number + 1 == len(sequences) or now - saved > cost / SAVE_SHARE:
+            fisher.write(sums.cpu().numpy(), number + 1)
+            saved = time.monotonic()
+            cost = saved - now
+
+
+def _load_model(checkpoint: Checkpoint, tensors: Sequence[Tensor], device: str) -> Any:
+    """The unmodified transformers model, tensor by tensor, so that the weights lie in memory once."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    try:
+        with no_init_weights(), torch.device(device):
+            model = AutoModelForCausalLM.from_config(
+                checkpoint.config, dtype=torch.bfloat16 if device == "cuda" else torch.float32
+            )
+        model.tie_weights()
+        parameters = dict(model.named_parameters())
+        for tensor in tensors:
+            parameters[tensor.source].data.copy_(torch.from_numpy(read_tensor(checkpoint, tensor)))
+    except torch.cuda.OutOfMemoryError as error:
+        raise ConvertError(f"The GPU has too little memory for calibration ({first_line(error)}); use --device cpu.") from error
+    except KeyError as error:
+        raise ConvertError(f"{checkpoint.path}: transformers' model has no parameter {error}.") from error
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def _hook(model: Any, targets: Mapping[str, Any]) -> None:
+    """Adds the square of each matrix's gradient to its target as soon as it is known, and frees it."""
+    parameters = dict(model.named_parameters())
+    for name, target in targets.items():
+
+        def add_square(parameter: Any, target: Any = target) -> None:
+            gradient = parameter.grad.float()
+            target.addcmul_(gradient, gradient)
+            parameter.grad = None
+
+        parameters[name].requires_grad_(True)
+        parameters[name].register_post_accumulate_grad_hook(add_square)
+
+
+def use_reproducible_math() -> None:
+    """Makes PyTorch's matrix products the same bits for any number of threads. Call before importing torch."""
+    os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")

@@ -1,0 +1,139 @@
+"""The command ``sq-convert``."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import __version__
+from .errors import ConvertError, UsageError
+from .options import METHODS, Options
+from .progress import Progress
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command. Exit status: 0 done, 1 impossible, 2 wrong usage, 130 interrupted."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    _quieten_libraries()
+    progress = Progress()
+    try:
+        if args.dequantize:
+            from .dequantize import dequantize
+
+            dequantize(args.model, args.out, progress)
+            return 0
+        options = _options(args)
+        from . import pipeline
+
+        (pipeline.dry_run if args.dry_run else pipeline.convert)(options, progress)
+        return 0
+    except UsageError as error:
+        return _fail(str(error), 2)
+    except ConvertError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return _fail("Interrupted. The same command goes on where it stopped.", 130)
+    except MemoryError:
+        return _fail("Out of memory. --dry-run says how much a conversion needs.", 1)
+    except OSError as error:
+        return _fail(_os_error(error, args.out), 1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sq-convert",
+        description="Converts a language model to a SqueezeLLM file, or back (--dequantize).",
+    )
+    add = parser.add_argument
+    add("model", type=Path, metavar="MODEL", help="Hugging Face folder (safetensors), or a .gguf file")
+    add("-o", dest="out", type=Path, metavar="OUT", required=True, help="the file to write: NAME.sq.gguf")
+    add("--bits", type=int, choices=(3, 4, 16), default=4, help="bits of an index; 16 keeps the matrices in F16 (4)")
+    add("--outliers", type=float, default=0.45, metavar="PERCENT", help="largest weights kept exactly (0.45)")
+    add("--sensitive", type=float, metavar="PERCENT", help="most sensitive weights kept exactly (0.05)")
+    add("--method", choices=METHODS, default="squeezellm", help="kmeans and rtn need no calibration (squeezellm)")
+    add("--calibration", type=Path, metavar="FILE", help="text or JSONL to calibrate on (one inside the package)")
+    add("--samples", type=int, default=100, metavar="N", help="calibration sequences (100)")
+    add("--seq-len", type=int, default=512, metavar="N", help="tokens of a calibration sequence (512)")
+    add("--seed", type=int, default=0, metavar="N", help="chooses the calibration sequences (0)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where calibration runs (auto)")
+    add("--threads", type=int, default=_n_cores(), metavar="N", help="CPU threads (all cores)")
+    add("--head-bits", type=int, choices=(8, 16), default=8, help="embedding and head in Q8_0 or F16 (8)")
+    add("--dry-run", action="store_true", help="print sizes, memory and time; convert nothing")
+    add("--dequantize", action="store_true", help="MODEL.sq.gguf to a Hugging Face folder OUT of the decoded weights")
+    add("--version", action="version", version=f"sq-convert {__version__}")
+    return parser
+
+
+def _options(args: argparse.Namespace) -> Options:
+    """The options, each within its range."""
+    for name, low, high in (("samples", 1, 1 << 31), ("seq_len", 2, 1 << 31), ("threads", 1, 1024), ("seed", 0, 1 << 64)):
+        if not low <= getattr(args, name) < high:
+            raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected {low} or more.")
+    sensitive = args.sensitive
+    if sensitive is None:
+        sensitive = 0.05 if args.method == "squeezellm" else 0.0
+    elif sensitive and args.method != "squeezellm":
+        raise UsageError(f"--sensitive needs --method squeezellm; {args.method} does not calibrate.")
+    for name, value in (("outliers", args.outliers), ("sensitive", sensitive)):
+        if not 0 <= value <= 50:
+            raise UsageError(f"--{name} {value:g}: expected a share between 0 and 50 percent.")
+    if args.out.is_dir():
+        raise ConvertError(f"{args.out} is a folder; -o names the file to write, NAME.sq.gguf.")
+    if not args.out.absolute().parent.is_dir():
+        raise ConvertError(f"{args.out.absolute().parent}: no such folder to write to.")
+    if args.model.exists() and args.out.exists() and args.model.samefile(args.out):
+        raise ConvertError(f"{args.out}: the output would replace the model it is made from.")
+    quantizes = args.bits != 16
+    return Options(
+        model=args.model,
+        out=args.out,
+        bits=args.bits,
+        outliers=args.outliers if quantizes else 0.0,
+        sensitive=sensitive if quantizes else 0.0,
+        method=args.method,
+        calibration=args.calibration,
+        samples=args.samples,
+        seq_len=args.seq_len,
+        seed=args.seed,
+        device=args.device,
+        threads=args.threads,
+        head_bits=args.head_bits,
+    )
+
+
+def _quieten_libraries() -> None:
+    """No network, no warnings of libraries in between, and the same bits from any number of threads."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
+    logging.getLogger("gguf").setLevel(logging.ERROR)
+
+
+def _os_error(error: OSError, out: Path) -> str:
+    # numpy's tofile reports a short write without a number
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or "requested and" in str(error):
+        return f"The disk is full: {out.absolute().parent}. Free some space; the same command goes on where it stopped."
+    what = f"{error.filename}: " if error.filename else ""
+    return f"{what}{error.strerror or error}."
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"sq-convert: {message}", file=sys.stderr)
+    return status
+
+
+def _n_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

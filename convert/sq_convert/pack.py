@@ -1,0 +1,84 @@
+"""The packing of indices, docs/FORMAT.md section 2: both directions, vectorised."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+DWORDS = 16  # of a full block, or of a full block's plane
+CODES_PER_DWORD = {4: 8, 3: 32}  # for 3 bits: per dword of the three planes together
+
+
+def row_bytes(n_in: int, bits: int) -> int:
+    """Bytes of one packed row of ``n_in`` indices."""
+    per_dword = CODES_PER_DWORD[bits]
+    planes = 1 if bits == 4 else 3
+    full, rest = divmod(n_in, DWORDS * per_dword)
+    return 4 * planes * (DWORDS * full + -(-rest // per_dword))
+
+
+def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.int8]:
+    """Indices ``[n_out, n_in]``, each below ``2**bits``, to raw bytes ``[n_out, row_bytes]``."""
+    n_out, n_in = codes.shape
+    per_dword = CODES_PER_DWORD[bits]
+    block = DWORDS * per_dword
+    n_full = n_in // block
+    parts = [_pack_blocks(codes[:, : n_full * block].reshape(n_out, n_full, per_dword, DWORDS), bits)]
+    rest = n_in - n_full * block
+    if rest:
+        dwords = -(-rest // per_dword)
+        tail = np.zeros((n_out, per_dword * dwords), np.uint8)
+        tail[:, :rest] = codes[:, n_full * block :]
+        parts.append(_pack_blocks(tail.reshape(n_out, 1, per_dword, dwords), bits))
+    return np.concatenate(parts, axis=1).view(np.int8)
+
+
+def unpack(packed: NDArray[np.int8], n_in: int, bits: int) -> NDArray[np.uint8]:
+    """The reverse of :func:`pack`: raw bytes ``[n_out, row_bytes]`` to indices ``[n_out, n_in]``."""
+    n_out = packed.shape[0]
+    per_dword = CODES_PER_DWORD[bits]
+    block = DWORDS * per_dword
+    full_bytes = row_bytes(n_in // block * block, bits)
+    words = np.ascontiguousarray(packed).view(np.uint8)
+    codes = [_unpack_blocks(words[:, :full_bytes], DWORDS, bits)]
+    rest = n_in % block
+    if rest:
+        codes.append(_unpack_blocks(words[:, full_bytes:], -(-rest // per_dword), bits))
+    return np.ascontiguousarray(np.concatenate(codes, axis=1)[:, :n_in]).reshape(n_out, n_in)
+
+
+def _pack_blocks(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """``[n_out, n_blocks, codes per dword, dwords]`` to bytes ``[n_out, n_blocks · bytes of a block]``."""
+    n_out = codes.shape[0]
+    if bits == 4:
+        words = _nibbles(codes)
+    else:
+        low, high = codes[:, :, :24], codes[:, :, 24:]
+        planes = [low[:, :, 8 * p : 8 * p + 8] | ((high >> p & 1) << 3) for p in range(3)]
+        words = np.stack([_nibbles(plane) for plane in planes], axis=2)
+    return np.ascontiguousarray(words.astype("<u4")).reshape(n_out, -1).view(np.uint8)
+
+
+def _nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """``[…, 8, dwords]`` of values below 16 to dwords ``[…, dwords]``, the first in the lowest nibble."""
+    words = np.zeros(codes.shape[:-2] + codes.shape[-1:], np.uint32)
+    for j in range(8):
+        words |= codes[..., j, :].astype(np.uint32) << np.uint32(4 * j)
+    return words
+
+
+def _unpack_blocks(packed: NDArray[np.uint8], dwords: int, bits: int) -> NDArray[np.uint8]:
+    """Bytes ``[n_out, …]`` of blocks of ``dwords`` dwords (a plane) to indices ``[n_out, …]``."""
+    n_out = packed.shape[0]
+    planes = 1 if bits == 4 else 3
+    words = np.ascontiguousarray(packed).view("<u4").reshape(n_out, -1, planes, 1, dwords)
+    shifts = 4 * np.arange(8, dtype=np.uint32).reshape(8, 1)
+    nibbles = (words >> shifts & 15).astype(np.uint8)  # [n_out, n_blocks, planes, 8, dwords]
+    if bits == 4:
+        return nibbles.reshape(n_out, -1)
+    low = (nibbles & 7).reshape(n_out, nibbles.shape[1], 24, dwords)
+    top = nibbles >> 3
+    high = top[:, :, 0] | top[:, :, 1] << 1 | top[:, :, 2] << 2
+    return cast("NDArray[np.uint8]", np.concatenate([low, high], axis=2).reshape(n_out, -1))

@@ -1,0 +1,283 @@
+"""A conversion from checkpoint to file: the stages check, calibrate, quantize and write."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from . import __version__, plan, writer
+from .arch import Kind, Tensor
+from .calibrate import FisherFile, choose_device, choose_sequences, read_text, sum_fisher
+from .checkpoint import Checkpoint, check_tensors, open_checkpoint, read_tensor
+from .errors import ConvertError
+from .options import Options
+from .progress import Progress, duration, size
+from .quantize import PARTS, Recipe, quantize_matrix
+from .sources import TokenizerFiles, read_tokenizer
+from .workfolder import WorkFolder, hash_file, write_atomically
+
+STAGE_FILES = {"calibrate": ["fisher.safetensors"], "quantize": ["blk.*.safetensors"]}
+METHOD_COSTS = {
+    "kmeans": "kmeans needs no calibration, but does not know which weights matter: SmolLM2-135M then strays from the "
+    "original by a KL divergence of 1.01 at 4 bits and 3.99 at 3 bits, squeezellm by 0.41 and 1.64 (dense).",
+    "rtn": "rtn needs no calibration, but is the crudest way: SmolLM2-135M then strays from the original by a KL "
+    "divergence of 1.11 at 4 bits and 7.20 at 3 bits, squeezellm by 0.41 and 1.64 (dense).",
+}
+
+
+@dataclass
+class Job:
+    """A conversion whose inputs have been checked."""
+
+    options: Options
+    progress: Progress
+    checkpoint: Checkpoint
+    tensors: list[Tensor]
+    tokenizer: TokenizerFiles
+    work: WorkFolder
+    device: str
+    sequences: NDArray[np.int64] | None  # [samples, seq_len], where the method calibrates
+    calibration: str  # squeezellm.calibration
+
+    @property
+    def matrices(self) -> list[Tensor]:
+        return [tensor for tensor in self.tensors if tensor.kind is Kind.MATRIX]
+
+    @property
+    def fisher(self) -> FisherFile:
+        return FisherFile(self.work.file("fisher.safetensors"), self.tensors)
+
+    def block_file(self, block: int) -> Path:
+        return self.work.file(f"blk.{block}.safetensors")
+
+
+def convert(options: Options, progress: Progress) -> None:
+    """Converts ``options.model`` to ``options.out``; goes on where an interrupted run with the same inputs stopped."""
+    start = time.monotonic()
+    job = _check(options, progress)
+    with job.work.locked():
+        for sentence in job.work.keep_matching(_descriptions(job), STAGE_FILES):
+            progress.say(sentence)
+        plan.check_space(options, job.tensors, job.work.path)
+        if options.calibrates:
+            _calibrate(job)
+        if options.quantizes:
+            _quantize(job)
+        _write(job)
+    job.work.remove()
+    progress.say(_summary(job, time.monotonic() - start))
+
+
+def dry_run(options: Options, progress: Progress) -> None:
+    """Says what :func:`convert` would do and need."""
+    checkpoint = open_checkpoint(options.model)
+    tensors = check_tensors(checkpoint)
+    device = choose_device(options.device) if options.calibrates else "cpu"
+    for line in plan.describe(options, checkpoint, tensors, device):
+        print(line)
+
+
+# ---- check ------------------------------------------------------------------------------------------------------
+
+
+def _check(options: Options, progress: Progress) -> Job:
+    """Everything that can go wrong early: the checkpoint, its tokenizer, the calibration text, the device."""
+    checkpoint = open_checkpoint(options.model)
+    tensors = check_tensors(checkpoint)
+    if options.quantizes and options.method in METHOD_COSTS:
+        progress.say(METHOD_COSTS[options.method])
+    for name in plan.f16_tables(options, tensors):
+        progress.say(f"{name}: stored in F16, since its rows are no multiple of {writer.Q8_BLOCK} (--head-bits 8).")
+    with progress.stage("check", 1, "tokenizer"):
+        tokenizer = read_tokenizer(checkpoint)
+    device, sequences, calibration = "cpu", None, ""
+    if options.calibrates:
+        device = choose_device(options.device)
+        sequences, calibration = _calibration(options, checkpoint, tokenizer)
+    work = WorkFolder(options.out)
+    return Job(options, progress, checkpoint, tensors, tokenizer, work, device, sequences, calibration)
+
+
+def _calibration(
+    options: Options, checkpoint: Checkpoint, tokenizer: TokenizerFiles
+) -> tuple[NDArray[np.int64], str]:
+    """The token ids to calibrate on, and what squeezellm.calibration says of them."""
+    context = checkpoint.config.max_position_embeddings
+    if options.seq_len > context:
+        raise ConvertError(f"--seq-len {options.seq_len}: the model's context is {context} tokens; give at most that.")
+    name, content = read_text(options.calibration)
+    sequences = choose_sequences(
+        tokenizer.tokenizer, name, content, options.samples, options.seq_len, options.seed
+    )
+    if int(sequences.max()) >= checkpoint.config.vocab_size:
+        raise ConvertError(
+            f"The tokenizer knows token {int(sequences.max())}, the model only {checkpoint.config.vocab_size} tokens: "
+            "they do not belong together."
+        )
+    digest = hashlib.sha256(content).hexdigest()
+    return sequences, f"{name} sha256:{digest}, {options.samples} sequences of {options.seq_len} tokens"
+
+
+def _descriptions(job: Job) -> dict[str, dict[str, Any]]:
+    """What each stage's result depends on, for the manifest."""
+    options = job.options
+    paths = job.checkpoint.files()
+    inputs: dict[str, Any] = {}
+    with job.progress.stage("check", sum(path.stat().st_size for path in paths) / 1e6, "MB") as step:
+        for path in paths:
+            inputs[path.name] = hash_file(path, lambda n: step.advance(n / 1e6))
+    calibrate = {
+        **inputs,
+        "sq_convert": __version__,
+        "calibration": job.calibration,
+        "seed": options.seed if options.calibrates else 0,
+        "device": job.device,
+    }
+    quantize = {
+        **calibrate,
+        "bits": options.bits,
+        "method": options.method,
+        "outliers": options.outliers,
+        "sensitive": options.sensitive,
+    }
+    return {"calibrate": calibrate, "quantize": quantize}
+
+
+# ---- calibrate and quantize -------------------------------------------------------------------------------------
+
+
+def _calibrate(job: Job) -> None:
+    assert job.sequences is not None
+    done = job.fisher.n_sequences()
+    if done == len(job.sequences):
+        job.progress.say("calibrate: done already.")
+        return
+    if done:
+        job.progress.say(f"calibrate: going on after sequence {done}.")
+    with job.progress.stage("calibrate", len(job.sequences), "sequences") as step:
+        step.resume(done)
+        sum_fisher(job.checkpoint, job.tensors, job.sequences, job.fisher, job.device, job.options.threads, step.advance)
+
+
+def _quantize(job: Job) -> None:
+    """Quantizes block by block; a block whose file is there is done."""
+    from safetensors.numpy import save_file
+
+    options = job.options
+    recipe = Recipe(options.bits, options.method, options.outliers, options.sensitive)
+    blocks = sorted({tensor.block for tensor in job.matrices if tensor.block is not None})
+    todo = [block for block in blocks if not job.block_file(block).is_file()]
+    if len(todo) < len(blocks):
+        job.progress.say(f"quantize: {len(blocks) - len(todo)} of {len(blocks)} blocks are done already.")
+    per_block = sum(tensor.n_weights for tensor in job.matrices) / max(1, len(blocks)) / 1e6
+    with job.progress.stage("quantize", len(blocks) * per_block, "M weights") as step:
+        step.resume((len(blocks) - len(todo)) * per_block)
+        for block in todo:
+            results: dict[str, NDArray[Any]] = {}
+            for tensor in job.matrices:
+                if tensor.block != block:
+                    continue
+                values = read_tensor(job.checkpoint, tensor)
+                fisher = job.fisher.read(tensor.name) if options.calibrates else None
+                parts = quantize_matrix(values, fisher, recipe, options.threads)
+                results |= {f"{tensor.name}.{part}": data for part, data in parts.items()}
+                step.advance(tensor.n_weights / 1e6)
+            write_atomically(job.block_file(block), lambda path, results=results: save_file(results, path))
+
+
+# ---- write ------------------------------------------------------------------------------------------------------
+
+
+def _write(job: Job) -> None:
+    entries = [entry for tensor in job.tensors for entry in _entries(job, tensor)]
+    freqs = job.checkpoint.family.rope_freqs(job.checkpoint.config)
+    if freqs is not None:
+        entries.append(writer.f32_entry("rope_freqs.weight", freqs.shape, lambda: freqs))
+    with job.progress.stage("write", writer.file_bytes(entries) / 1e6, "MB") as step:
+        writer.write_file(
+            job.options.out,
+            job.checkpoint.family.gguf_name,
+            lambda file: _add_keys(job, file),
+            entries,
+            lambda n: step.advance(n / 1e6),
+        )
+
+
+def _entries(job: Job, tensor: Tensor) -> list[writer.Entry]:
+    """The tensors of the file that hold one of the model's."""
+
+    def read() -> NDArray[np.float32]:
+        return read_tensor(job.checkpoint, tensor)
+
+    if tensor.kind is Kind.VECTOR:
+        return [writer.f32_entry(tensor.name, tensor.shape, read)]
+    if tensor.kind is Kind.TABLE:
+        return [writer.table_entry(tensor.name, tensor.shape, job.options.head_bits, read)]
+    if not job.options.quantizes:
+        return [writer.f16_entry(tensor.name, tensor.shape, read)]
+    return _quantized_entries(job, tensor)
+
+
+def _quantized_entries(job: Job, tensor: Tensor) -> list[writer.Entry]:
+    from safetensors import safe_open
+
+    assert tensor.block is not None
+    path = job.block_file(tensor.block)
+    dtypes = {"I8": np.int8, "F16": np.float16, "I16": np.int16, "I32": np.int32}
+
+    def load(name: str) -> Callable[[], NDArray[Any]]:
+        def read() -> NDArray[Any]:
+            with safe_open(path, framework="numpy") as file:
+                data: NDArray[Any] = file.get_tensor(name)
+            return data
+
+        return read
+
+    entries = []
+    with safe_open(path, framework="numpy") as file:
+        present = set(file.keys())
+        for name in (f"{tensor.name}.{part}" for part in PARTS):
+            if name in present:
+                piece = file.get_slice(name)
+                entries.append(writer.Entry(name, tuple(piece.get_shape()), dtypes[piece.get_dtype()], load(name)))
+    return entries
+
+
+def _add_keys(job: Job, file: gguf.GGUFWriter) -> None:
+    options, checkpoint = job.options, job.checkpoint
+    file.add_type("model")
+    file.add_name(checkpoint.name)
+    writer.add_numbers(file, checkpoint.family.keys(checkpoint.config))
+    file.add_uint32("squeezellm.version", writer.FORMAT_VERSION)
+    writer.add_text(file, "squeezellm.method", options.method if options.quantizes else "none")
+    file.add_uint32("squeezellm.bits", options.bits)
+    file.add_float32("squeezellm.outliers", options.outliers)
+    file.add_float32("squeezellm.sensitive", options.sensitive)
+    writer.add_text(file, "squeezellm.calibration", job.calibration)
+    file.add_uint64("squeezellm.seed", options.seed)
+    if options.quantizes:
+        file.add_array("squeezellm.matrix.names", [tensor.name for tensor in job.matrices])
+        writer.add_u32_array(file, "squeezellm.matrix.bits", [options.bits] * len(job.matrices))
+        writer.add_u32_array(file, "squeezellm.matrix.inputs", [tensor.shape[1] for tensor in job.matrices])
+    job.tokenizer.write(file, checkpoint)
+
+
+def _summary(job: Job, seconds: float) -> str:
+    options = job.options
+    return (
+        f"{options.out}: {size(options.out.stat().st_size)}, {plan.quantization(options)}, "
+        f"made in {duration(seconds)}. Try: sq-run {options.out}"
+    )
+
+
+def free_bytes(path: Path) -> int:
+    return shutil.disk_usage(path).free

@@ -1,0 +1,134 @@
+"""What a conversion will need and give: sizes, memory, time. For --dry-run and for the check of free space."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from .arch import Kind, Tensor
+from .checkpoint import Checkpoint
+from .errors import ConvertError
+from .options import Options
+from .progress import duration, size
+from .quantize import part_bytes
+from .writer import Q8_BLOCK, Q8_BLOCK_BYTES
+
+TORCH_BYTES = 600_000_000  # Python with torch and transformers loaded
+CLUSTER_SECONDS = {3: 330e-9, 4: 470e-9}  # per weight and thread, measured
+METADATA_BYTES = 200  # per token of the vocabulary: texts, merges, tokenizer.json
+
+
+def tensor_bytes(options: Options, tensor: Tensor) -> int:
+    """Bytes of a tensor in the output."""
+    if tensor.kind is Kind.VECTOR:
+        return 4 * tensor.n_weights
+    if tensor.kind is Kind.MATRIX and options.quantizes:
+        kept = min(100.0, options.outliers + (options.sensitive if options.calibrates else 0))
+        return part_bytes(tensor.shape, options.bits, round(tensor.n_weights * kept / 100))
+    if tensor.kind is Kind.TABLE and options.head_bits == 8 and tensor.shape[1] % Q8_BLOCK == 0:
+        return tensor.n_weights // Q8_BLOCK * Q8_BLOCK_BYTES
+    return 2 * tensor.n_weights
+
+
+def f16_tables(options: Options, tensors: Sequence[Tensor]) -> list[str]:
+    """Names of the embedding and head that --head-bits 8 cannot store in Q8_0."""
+    tables = [tensor for tensor in tensors if tensor.kind is Kind.TABLE]
+    return [tensor.name for tensor in tables if options.head_bits == 8 and tensor.shape[1] % Q8_BLOCK]
+
+
+def output_bytes(options: Options, tensors: Sequence[Tensor]) -> int:
+    n_vocab = tensors[0].shape[0]
+    return sum(tensor_bytes(options, tensor) for tensor in tensors) + METADATA_BYTES * n_vocab
+
+
+def work_bytes(options: Options, tensors: Sequence[Tensor]) -> int:
+    """Bytes that the work folder grows to: Fisher sums (twice while they are saved) and quantized blocks."""
+    matrices = [tensor for tensor in tensors if tensor.kind is Kind.MATRIX]
+    fisher = 8 * sum(tensor.n_weights for tensor in matrices) if options.calibrates else 0
+    blocks = sum(tensor_bytes(options, tensor) for tensor in matrices) if options.quantizes else 0
+    return fisher + blocks
+
+
+def check_space(options: Options, tensors: Sequence[Tensor], work: Path) -> None:
+    """Raises ConvertError where the disk has too little room for the work folder and the output."""
+    present = sum(path.stat().st_size for path in work.glob("*") if path.is_file())
+    needed = output_bytes(options, tensors) + work_bytes(options, tensors) - present
+    free = shutil.disk_usage(work).free
+    if free < needed:
+        raise ConvertError(
+            f"{work.parent}: {size(free)} free on this disk, about {size(needed)} needed for the output and the work "
+            "folder. Free some, or give -o a path on another disk."
+        )
+
+
+def memory_bytes(options: Options, checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> int:
+    """Peak memory of a conversion on the CPU, roughly."""
+    largest = max(tensor.n_weights for tensor in tensors)
+    peak = 16 * largest
+    if options.calibrates:
+        config = checkpoint.config
+        weights = sum(tensor.n_weights for tensor in tensors)
+        sums = sum(tensor.n_weights for tensor in tensors if tensor.kind is Kind.MATRIX)
+        width = 16 * config.hidden_size + 6 * config.intermediate_size  # activations a token keeps, per block
+        kept = options.seq_len * (width * config.num_hidden_layers + 4 * config.vocab_size)
+        peak = max(peak, 4 * (weights + sums + largest + kept))
+    return TORCH_BYTES + peak
+
+
+def quantization(options: Options) -> str:
+    """The method in words."""
+    if not options.quantizes:
+        return "matrices in F16"
+    kept = f"{options.outliers:g} % outliers"
+    if options.calibrates:
+        kept += f" and {options.sensitive:g} % sensitive weights"
+    return f"{options.bits} bits by {options.method}, {kept} kept"
+
+
+def describe(options: Options, checkpoint: Checkpoint, tensors: Sequence[Tensor], device: str) -> list[str]:
+    """The plan, line by line."""
+    matrices = [tensor for tensor in tensors if tensor.kind is Kind.MATRIX]
+    n_matrix = sum(tensor.n_weights for tensor in matrices)
+    n_all = sum(tensor.n_weights for tensor in tensors)
+    stages = ["check"] + ["calibrate"] * options.calibrates + ["quantize"] * options.quantizes + ["write"]
+    lines = [
+        f"model    {checkpoint.name}: {checkpoint.family.gguf_name}, {n_all / 1e6:.1f} M weights, "
+        f"{n_matrix / 1e6:.1f} M of them in {len(matrices)} matrices",
+        f"method   {quantization(options)}",
+        f"stages   {', '.join(stages)}",
+        f"output   {options.out}, about {size(output_bytes(options, tensors))}",
+    ]
+    if options.quantizes:
+        bits = 8 * sum(tensor_bytes(options, tensor) for tensor in matrices) / n_matrix
+        lines.append(f"         {bits:.2f} bits per quantized weight, tables and kept weights included")
+    lines.append(f"disk     about {size(work_bytes(options, tensors))} more while converting")
+    lines.append(f"memory   about {size(memory_bytes(options, checkpoint, tensors))}")
+    lines.append(f"time     about {duration(_seconds(options, n_all, n_matrix, device))}")
+    return lines
+
+
+def _seconds(options: Options, n_all: int, n_matrix: int, device: str) -> float:
+    seconds = 15 + n_all * 20e-9  # loading libraries, reading, hashing, writing
+    if options.quantizes and options.method != "rtn":
+        seconds += n_matrix * CLUSTER_SECONDS[options.bits] / options.threads
+    if options.calibrates:
+        # Forward 2, gradients of activations 2, of weights 2 operations per weight and token; attention, the head's
+        # softmax and what is no product cost about as much again on a small model.
+        seconds += 2 * 6 * n_all * options.samples * options.seq_len / _operations_per_second(device, options.threads)
+    return seconds
+
+
+def _operations_per_second(device: str, threads: int) -> float:
+    """Speed of a matrix product on the device, measured in a moment."""
+    import torch
+
+    torch.set_num_threads(threads)
+    n = 1024
+    matrix = torch.ones(n, n, device=device, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
+    float((matrix @ matrix)[0, 0])
+    start = time.monotonic()
+    for _ in range(3):
+        float((matrix @ matrix)[0, 0])
+    return 3 * 2 * n**3 / (time.monotonic() - start)

@@ -1,0 +1,95 @@
+"""One matrix: kept weights out, tables fitted, indices packed. And back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .cluster import cluster_rows
+from .outliers import kept_weights
+from .pack import pack, row_bytes, unpack
+
+PARTS = ("codes", "lut", "rows", "cols", "vals")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How matrices are quantized."""
+
+    bits: int  # 3 or 4
+    method: str  # of options.METHODS
+    outliers: float  # percent
+    sensitive: float  # percent
+
+
+def quantize_matrix(
+    values: NDArray[np.float32], fisher: NDArray[np.float32] | None, recipe: Recipe, threads: int
+) -> dict[str, NDArray[Any]]:
+    """The tensors of docs/FORMAT.md section 2 for a matrix ``[n_out, n_in]``, by part.
+
+    ``fisher`` has the matrix's shape, or is None where the method uses none. The parts ``rows``, ``cols`` and
+    ``vals`` are absent where no weight is kept.
+    """
+    kept = kept_weights(values, fisher, recipe.outliers, recipe.sensitive)
+    if recipe.method == "rtn":
+        table, indices = _uniform_rows(values, kept, 2**recipe.bits)
+    else:
+        table, indices, _ = cluster_rows(values, fisher, kept, 2**recipe.bits, threads)
+    parts: dict[str, NDArray[Any]] = {"codes": pack(indices, recipe.bits), "lut": table}
+    if kept.any():
+        parts |= _sparse_parts(values, kept, table, indices)
+    return parts
+
+
+def decode_matrix(parts: Mapping[str, NDArray[Any]], n_in: int, bits: int) -> NDArray[np.float32]:
+    """The matrix that a runtime sees: table entries plus kept values, in f32."""
+    indices = unpack(parts["codes"], n_in, bits)
+    values: NDArray[np.float32] = np.take_along_axis(parts["lut"].astype(np.float32), indices.astype(np.intp), axis=1)
+    if "rows" in parts:
+        row = np.repeat(np.arange(len(values)), np.diff(parts["rows"]))
+        column = parts["cols"].view(np.uint16) if parts["cols"].dtype == np.int16 else parts["cols"]
+        values[row, column] += parts["vals"].astype(np.float32)
+    return values
+
+
+def part_bytes(shape: tuple[int, ...], bits: int, n_sparse: int) -> int:
+    """Bytes of a quantized matrix in the file, padding not counted."""
+    n_out, n_in = shape
+    sparse = 4 * (n_out + 1) + n_sparse * (_column_type(n_in)().itemsize + 2) if n_sparse else 0
+    return n_out * (row_bytes(n_in, bits) + 2 * 2**bits) + sparse
+
+
+def _sparse_parts(
+    values: NDArray[np.float32], kept: NDArray[np.bool_], table: NDArray[np.float16], indices: NDArray[np.uint8]
+) -> dict[str, NDArray[Any]]:
+    row, column = np.nonzero(kept)
+    dense = table[row, indices[row, column]].astype(np.float32)
+    rows = np.zeros(len(values) + 1, np.int32)
+    np.cumsum(kept.sum(axis=1), out=rows[1:])
+    column_type = _column_type(values.shape[1])
+    columns = column.astype(np.uint16).view(np.int16) if column_type is np.int16 else column.astype(np.int32)
+    return {"rows": rows, "cols": columns, "vals": (values[row, column] - dense).astype(np.float16)}
+
+
+def _column_type(n_in: int) -> type[np.int16] | type[np.int32]:
+    return np.int16 if n_in <= 65536 else np.int32
+
+
+def _uniform_rows(
+    values: NDArray[np.float32], kept: NDArray[np.bool_], k: int
+) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
+    """Round to nearest: ``k`` entries at equal distances from a row's least to its largest value, kept ones apart."""
+    low = np.where(kept, np.inf, values).min(axis=1, keepdims=True)
+    high = np.where(kept, -np.inf, values).max(axis=1, keepdims=True)
+    low, high = np.where(low > high, 0, low), np.where(low > high, 0, high)  # a row that is wholly kept
+    table = (low + (high - low) * np.linspace(0, 1, k, dtype=np.float32)).astype(np.float16)
+    entries = table.astype(np.float32)
+    indices = np.zeros(values.shape, np.uint8)
+    for j in range(1, k):  # entries ascend: past each midpoint the next one is nearer
+        middle = (entries[:, j - 1 : j].astype(np.float64) + entries[:, j : j + 1]) / 2
+        indices[values > middle] = j
+    return table, indices
