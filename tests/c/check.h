@@ -16,6 +16,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "sq.h"
+
 static int check_n_checks, check_n_failures;
 
 __attribute__((format(printf, 4, 5), unused)) static bool check_that(bool passed, const char *file, int line,
@@ -72,7 +74,6 @@ __attribute__((unused)) static bool check_near(double found, double expected, do
                       tolerance);
 }
 
-#ifdef SQ_H
 __attribute__((unused)) static bool check_ok(sq_status status, const sq_error *error, const char *what,
                                              const char *file, int line) {
     return check_that(status == SQ_OK, file, line, "%s: %s", what, status ? error->message : "");
@@ -87,8 +88,6 @@ __attribute__((unused)) static bool check_fails(sq_status status, const sq_error
     return check_that(error->status == expected && strstr(error->message, part), file, line,
                       "%s: the message \"%s\" lacks \"%s\"", what, error->message, part);
 }
-#endif
-
 /* A small reproducible generator for test data (xorshift64, Marsaglia 2003). Seed: any but 0. */
 __attribute__((unused)) static uint64_t check_random(uint64_t *state) {
     *state ^= *state << 13;
