@@ -5,7 +5,6 @@
 #include "terminal.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -21,11 +20,6 @@ typedef struct arguments {
     sq_session_options session;
     settings settings;
 } arguments;
-
-static int complain(const sq_error *error) {
-    tool_complain(tool_name, "%s", error->message);
-    return 1;
-}
 
 /* ---- one answer ------------------------------------------------------------------------------ */
 
@@ -90,16 +84,16 @@ static int finish(answer_end end, size_t n_prompt, uint32_t n_ctx, const sq_erro
                       n_prompt, n_ctx);
         return 1;
     }
-    return end == ANSWER_FAILED ? complain(error) : 0;
+    return end == ANSWER_FAILED && !tool_check(tool_name, error->status, error) ? 1 : 0;
 }
 
 static int answer_once(const sq_model *model, sq_session *session, const arguments *a, const text *prompt) {
     sq_token *tokens = NULL;
     size_t n_tokens = 0;
     sq_error error = {0};
-    if (tokenize(model, a, prompt, &tokens, &n_tokens, &error)) {
+    if (!tool_check(tool_name, tokenize(model, a, prompt, &tokens, &n_tokens, &error), &error)) {
         free(tokens);
-        return complain(&error);
+        return 1;
     }
     generator g = {.model = model, .session = session, .settings = &a->settings, .trim = !a->raw};
     answer once = {0};
@@ -143,8 +137,8 @@ static int run_model(const sq_model *model, arguments *a, const option *settings
         return 1;
     }
     sq_session *session;
-    if (sq_session_create(model, &a->session, &session, &error)) {
-        return complain(&error);
+    if (!tool_check(tool_name, sq_session_create(model, &a->session, &session, &error), &error)) {
+        return 1;
     }
     int code = run_session(model, session, a, settings_rows);
     sq_session_free(session);
@@ -191,11 +185,11 @@ int main(int argc, char **argv) {
     if (code >= 0 || (code = check(&a)) >= 0) {
         return code;
     }
-    signal(SIGPIPE, SIG_IGN); /* a closed pipe is a failed write, which has a sentence */
+    tool_ignore_closed_pipes();
     sq_model *model;
     sq_error error;
-    if (sq_model_open(path, NULL, &model, &error)) {
-        return complain(&error);
+    if (!tool_check(tool_name, sq_model_open(path, NULL, &model, &error), &error)) {
+        return 1;
     }
     code = run_model(model, &a, rows);
     sq_model_close(model);

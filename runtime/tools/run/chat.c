@@ -180,8 +180,7 @@ int chat_run(const char *tool, const sq_model *model, sq_session *session, setti
               .generator = {.model = model, .session = session, .settings = s, .trim = true}};
     sq_error error;
     dialogue_set_system(&c.dialogue, system);
-    if (dialogue_check(&c.dialogue, model, &error)) {
-        tool_complain(tool, "%s", error.message);
+    if (!tool_check(tool, dialogue_check(&c.dialogue, model, &error), &error)) {
         dialogue_free(&c.dialogue);
         return 1;
     }

@@ -1,6 +1,7 @@
 #include "terminal.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -81,6 +82,17 @@ void tool_complain_write(const char *tool, int error_number) {
     } else {
         tool_complain(tool, "cannot write to standard output: %s", strerror(error_number));
     }
+}
+
+bool tool_check(const char *tool, sq_status status, const sq_error *error) {
+    if (status) {
+        tool_complain(tool, "%s", error->message);
+    }
+    return status == SQ_OK;
+}
+
+void tool_ignore_closed_pipes(void) {
+    signal(SIGPIPE, SIG_IGN);
 }
 
 int tool_print(const char *tool, text *t) {

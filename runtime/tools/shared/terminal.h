@@ -3,6 +3,7 @@
 #ifndef TOOLS_TERMINAL_H
 #define TOOLS_TERMINAL_H
 
+#include "sq.h"
 #include "text.h"
 
 /* Whether `file` is a terminal that wants colours: NO_COLOR is unset or empty (https://no-color.org),
@@ -20,6 +21,11 @@ void terminal_note(FILE *file, const char *format, ...) __attribute__((format(pr
 /* "sq-run: sentence" on standard error. */
 void tool_complain(const char *tool, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/* True where `status` is SQ_OK; else complains with the error's message. */
+bool tool_check(const char *tool, sq_status status, const sq_error *error);
+
+/* Makes a write to a closed pipe fail with EPIPE, which has a sentence, where a signal would kill. */
+void tool_ignore_closed_pipes(void);
 /* Writes `t` to standard output, frees it, and makes sure that it arrived (a full disk, a closed pipe).
  * Returns the tool's exit code: 0, or 1 after a complaint. */
 int tool_print(const char *tool, text *t);
