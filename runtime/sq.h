@@ -26,6 +26,10 @@
 extern "C" {
 #endif
 
+#ifdef __GNUC__
+#pragma GCC visibility push(default) /* all that stands here, and nothing else, is exported */
+#endif
+
 /* ---- status ---------------------------------------------------------------------------------- */
 
 typedef enum sq_status {
@@ -248,6 +252,10 @@ void sq_sampler_reset(sq_sampler *sampler, uint64_t seed);
 
 /* Natural logarithm of the softmax probability of `token` under `logits` [n_vocab]. */
 double sq_log_probability(const float *logits, size_t n_vocab, sq_token token);
+
+#ifdef __GNUC__
+#pragma GCC visibility pop
+#endif
 
 #ifdef __cplusplus
 }
