@@ -1,0 +1,52 @@
+# Thin: what is done stands in scripts/. Each target sets up what it needs, once.
+#
+#   make run [PROMPT="What is gravity?"]   chat with SmolLM2-135M-Instruct at 4 bits
+#   make test                              all tests and the linters
+#   make lint                              the linters alone
+#   make bench                             speed beside llama.cpp, into docs/BENCHMARKS.md
+#   make clean                             removes what was built and converted; .venv stays
+#
+# PYTHON=python3.12 chooses the interpreter that .venv is made with.
+SHELL := /bin/bash
+PYTHON ?= python3
+export PYTHON
+
+MODEL := models-cache/SmolLM2-135M-Instruct.sq.gguf
+STAMPS := .venv/stamps
+C_SOURCES := $(wildcard runtime/*.[ch] runtime/*/*.[ch] runtime/*/*/*.[ch] models/*.[ch] convert/*.[ch])
+SET_UP := scripts/setup.sh pyproject.toml constraints.txt CMakeLists.txt $(C_SOURCES)
+
+# The prompt reaches sq-run in an environment variable, byte for byte: neither make nor a shell expands it.
+run: export SQ_RUN_PROMPT := $(value PROMPT)
+unexport PROMPT
+
+.PHONY: run setup test lint bench clean
+
+run: $(STAMPS)/run $(MODEL)
+	@scripts/run.sh $(MODEL)
+
+setup: $(STAMPS)/run
+
+test: $(STAMPS)/test
+	@scripts/test.sh
+
+lint: $(STAMPS)/test
+	@scripts/lint.sh
+
+bench: $(STAMPS)/run $(MODEL)
+	@tests/bench/run.sh
+
+clean:
+	@rm -rf build models-cache $(STAMPS) .pytest_cache .mypy_cache .ruff_cache
+
+$(STAMPS)/run: $(SET_UP)
+	@scripts/setup.sh run
+	@touch $@
+
+$(STAMPS)/test: $(SET_UP)
+	@scripts/setup.sh test
+	@touch $(STAMPS)/run $@
+
+# A converted model stays when the converter changes; `make clean` removes it.
+$(MODEL): | $(STAMPS)/run
+	@scripts/model.sh $@

@@ -1,0 +1,238 @@
+"""The model that users hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from types import TracebackType
+from typing import Any, Literal, Self, Unpack, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import chat, generate, tokenizer
+from ._ffi import ffi, text
+from .generate import Sampling, Token
+from .session import Session
+
+LOGITS_BYTES = 1 << 26  # log_probabilities computes so much at a time
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model is."""
+
+    architecture: str
+    name: str
+    cpu: str
+    """The instruction set in use: "scalar", "avx2", "avx512"."""
+    n_layers: int
+    n_embd: int
+    n_ff: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    n_vocab: int
+    n_ctx_train: int
+    """The context the model was trained for, in tokens."""
+    n_params: int
+    """Weights of all matrices and vectors."""
+    file_bytes: int
+    token_bytes: int
+    """Bytes of weights read to generate one token; the KV cache is not counted."""
+    bits_per_weight: float
+    """Of the quantized matrices: codes, tables, sparse values and row pointers."""
+    sparse_share: float
+    """Share of the quantized matrices' weights that are kept apart, 0 to 1."""
+
+
+class Model:
+    """A model file, open, with one timeline of tokens.
+
+        with Model("model.sq.gguf") as model:
+            print(model.generate("Once upon a time", max_tokens=64))
+
+    Every call keeps what it shares with the tokens already computed, so that a growing dialogue costs
+    only its new part. Calls from several threads are safe and wait for each other; to generate in
+    parallel open the file once per thread, the weights are shared through the page cache. Streams of one
+    model may be taken by turns, but each turn computes its prompt again.
+
+    All failures of the library are `sqllm.Error`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        threads: int | None = None,
+        ctx: int | None = None,
+        kv: Literal["f16", "f32"] | None = None,
+        cpu: Literal["auto", "scalar", "avx2", "avx512"] | None = None,
+    ) -> None:
+        """Opens `path` in milliseconds: the weights are read from the page cache as they are needed.
+
+        `threads`: one per physical core if None. `ctx`: the most tokens that prompt and answer may have
+        together; the trained context, at most 8192, if None. `kv`: the type of the KV cache, f16 if
+        None. `cpu`: the instruction set of the kernels, the best this machine has if None.
+        """
+        self._session = Session(path, threads=threads, ctx=ctx, kv=kv, cpu=cpu)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives the memory back. Closing twice is harmless, any other use of a closed model an `Error`."""
+        self._session.close()
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the model is."""
+        info = self._session.info()
+        values: dict[str, Any] = {}
+        for field in fields(ModelInfo):
+            value = getattr(info, field.name)
+            values[field.name] = text(value) if isinstance(value, ffi.CData) else value
+        return ModelInfo(**values)
+
+    @property
+    def n_ctx(self) -> int:
+        """The most tokens that prompt and answer may have together."""
+        return self._session.n_ctx
+
+    @property
+    def n_threads(self) -> int:
+        """The threads that compute."""
+        return self._session.n_threads
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        max_tokens: int | None = 256,
+        stop: str | Sequence[str] = (),
+        **sampling: Unpack[Sampling],
+    ) -> str:
+        """The text that continues `prompt` (a text, or tokens).
+
+        Ends where the model ends it, after `max_tokens` (None: no limit), before the first of the `stop`
+        strings, or with a warning where the context is full. `sampling`: see `sqllm.Sampling`.
+        """
+        with self._session.lock:
+            return "".join(self.stream(prompt, max_tokens, stop, **sampling))
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        max_tokens: int | None = 256,
+        stop: str | Sequence[str] = (),
+        **sampling: Unpack[Sampling],
+    ) -> Iterator[str]:
+        """As `generate`, piece by piece: whole characters, and never the beginning of a stop string."""
+        ids = self._prompt(prompt)
+        return generate.stream_text(
+            self._session, ids, max_tokens, _strings(stop), sampling, new_text=prompt == ""
+        )
+
+    def stream_tokens(
+        self,
+        prompt: str | Sequence[int],
+        max_tokens: int | None = 256,
+        **sampling: Unpack[Sampling],
+    ) -> Iterator[Token]:
+        """As `stream`, token by token with their log-probabilities, the ending token included."""
+        return generate.stream_tokens(self._session, self._prompt(prompt), max_tokens, sampling)
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        stream: Literal[False] = False,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        **sampling: Unpack[Sampling],
+    ) -> str: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        stream: Literal[True],
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        **sampling: Unpack[Sampling],
+    ) -> Iterator[str]: ...
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        stream: bool = False,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        **sampling: Unpack[Sampling],
+    ) -> str | Iterator[str]:
+        """The answer to a dialogue: a text, or with `stream` its pieces.
+
+        `messages` are ``{"role": …, "content": …}``, the role "system" (first only), "user" or
+        "assistant". Contents are plain text: control tokens spelled in them have no power.
+        """
+        ids = chat.tokens(self._session.model, messages)
+        pieces = generate.stream_text(self._session, ids, max_tokens, _strings(stop), sampling, new_text=True)
+        if stream:
+            return pieces
+        with self._session.lock:
+            return "".join(pieces)
+
+    def tokenize(self, text: str, add_bos: bool = True, special: bool = False) -> list[int]:
+        """The tokens of `text`.
+
+        `add_bos`: put the beginning-of-sequence token first, where the model was trained to see it.
+        `special`: read "<|im_end|>" and its like as the control tokens they name, else as plain text.
+        """
+        return tokenizer.tokenize(self._session.model, text, add_bos=add_bos, special=special)
+
+    def detokenize(self, ids: Sequence[int], special: bool = False) -> str:
+        """The text of `ids`; control tokens are left out unless `special`."""
+        return tokenizer.detokenize(self._session.model, ids, special=special).decode("utf-8", "replace")
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """After each of the tokens `ids`, the logits of the next: [n_tokens, n_vocab]."""
+        with self._session.lock:
+            self._session.truncate(0)
+            return self._append(ids)
+
+    def log_probabilities(self, ids: Sequence[int]) -> NDArray[np.float64]:
+        """How probable each token was after those before it: [n_tokens - 1], natural logarithms.
+
+        Element i is the log-probability of ``ids[i + 1]`` after ``ids[: i + 1]``; the perplexity of a
+        text is ``exp(-mean)``.
+        """
+        n_step = max(1, LOGITS_BYTES // (4 * self._session.n_vocab))
+        scores = [np.empty(0)]
+        with self._session.lock:
+            self._session.truncate(0)
+            for start in range(0, len(ids) - 1, n_step):
+                end = min(start + n_step, len(ids) - 1)
+                logits = self._append(ids[start:end]).astype(np.float64)
+                logits -= logits.max(axis=1, keepdims=True)
+                chosen = logits[np.arange(end - start), ids[start + 1 : end + 1]]
+                scores.append(chosen - np.log(np.exp(logits).sum(axis=1)))
+        return np.concatenate(scores)
+
+    def _append(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        logits = np.empty((len(ids), self._session.n_vocab), np.float32)
+        self._session.append(ids, logits)
+        return logits
+
+    def _prompt(self, prompt: str | Sequence[int]) -> Sequence[int]:
+        return self.tokenize(prompt) if isinstance(prompt, str) else prompt
+
+
+def _strings(stop: str | Sequence[str]) -> Sequence[str]:
+    return [stop] if isinstance(stop, str) else stop

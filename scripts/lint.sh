@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# scripts/lint.sh: formatters (they change nothing here) and linters. Called by `make lint`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+find runtime models convert tests examples -name '*.[ch]' -not -path 'tests/data/*' -print0 |
+    xargs -0 .venv/bin/clang-format --dry-run -Werror
+.venv/bin/ruff check --quiet
+.venv/bin/ruff format --check --quiet || {
+    echo "lint: some Python files are not formatted; .venv/bin/ruff format does it" >&2
+    exit 1
+}
+.venv/bin/mypy --no-error-summary

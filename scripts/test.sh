@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# scripts/test.sh: the linters and every test. Called by `make test`, which has set up .venv before.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { printf '\n== %s\n' "$*"; }
+
+# c_tests FOLDER OPTION...: builds the C tests in build/FOLDER and runs them.
+c_tests() {
+    local build=build/$1
+    shift
+    cmake -S . -B "$build" -G Ninja -DSQ_TESTS=ON -DSQ_TOOLS=OFF "$@" >"$build.log"
+    cmake --build "$build" >>"$build.log" || { tail -n 60 "$build.log" && exit 1; }
+    ctest --test-dir "$build" --output-on-failure --progress --parallel 2
+}
+
+mkdir -p build
+say "linters"
+scripts/lint.sh
+say "C tests"
+c_tests tests
+say "C tests under the address and undefined-behaviour sanitizers"
+c_tests sanitize -DSQ_SANITIZE=ON
+say "Python tests"
+.venv/bin/python -m pytest -q
+say "fuzzing"
+tests/fuzz/run.sh 60
+say "all tests passed"
