@@ -26,6 +26,7 @@ struct sq_chat {
     const char *reason; /* why there is no table; NULL where there is one */
     const char *begin, *begin_system, *system_user, *user_assistant, *assistant_user;
     const char *user_end, *user_generate, *assistant_end;
+    const char *no_system;    /* why begin_system is NULL; may be NULL itself */
     const char *answer_after; /* an assistant's content begins behind the last of these, or NULL */
     trim answer_trim;         /* where it did */
     trim trims[N_ROLES];
@@ -101,6 +102,7 @@ static sq_status load_table(const sq_gguf *file, sq_chat *chat, sq_error *error)
                  {"squeezellm.chat.user_end", &chat->user_end, false},
                  {"squeezellm.chat.user_generate", &chat->user_generate, false},
                  {"squeezellm.chat.assistant_end", &chat->assistant_end, true},
+                 {"squeezellm.chat.no_system", &chat->no_system, true},
                  {"squeezellm.chat.answer_after", &chat->answer_after, true}};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         *texts[i].text = sq_gguf_get_string(file, texts[i].key);
@@ -232,9 +234,9 @@ static sq_status check_turn(const sq_chat *chat, role role, size_t index, bool h
         return sq_fail(error, SQ_ERROR_ARGUMENT, "message %zu: a system message can only be the first one",
                        index + 1);
     if (role == ROLE_SYSTEM && !chat->begin_system)
-        return sq_fail(
-            error, SQ_ERROR_ARGUMENT,
-            "this model takes no system message; put the instructions into the first user message");
+        return sq_fail(error, SQ_ERROR_ARGUMENT,
+                       "this model takes no system message (%s); put its text into the first user message",
+                       chat->no_system ? chat->no_system : "its template has no place for one");
     enum role expected = (index - has_system) % 2 ? ROLE_ASSISTANT : ROLE_USER;
     if (role != ROLE_SYSTEM && role != expected)
         return sq_fail(error, SQ_ERROR_ARGUMENT,

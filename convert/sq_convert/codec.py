@@ -78,7 +78,9 @@ class Codec:
 
     def chat(self, messages: Sequence[dict[str, str]], generate: bool) -> list[int]:
         new = self._ffi.new
-        strings = [(new("char[]", m["role"].encode()), new("char[]", m["content"].encode())) for m in messages]
+        strings = [
+            (new("char[]", m["role"].encode()), new("char[]", m["content"].encode())) for m in messages
+        ]
         array = new("sq_message[]", strings)
         capacity = 4096 + 2 * sum(len(m["content"].encode()) for m in messages)
         return self._ids(capacity, self._lib.sq_codec_chat, array, len(strings), generate)

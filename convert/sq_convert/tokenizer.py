@@ -54,7 +54,12 @@ class TokenizerData:
         if self.scores is not None:
             writer.add_token_scores(self.scores)
         _add_strings(writer, "tokenizer.ggml.merges", self.merges)
-        for key, value in (("bos", self.bos), ("eos", self.eos), ("unknown", self.unknown), ("padding", self.padding)):
+        for key, value in (
+            ("bos", self.bos),
+            ("eos", self.eos),
+            ("unknown", self.unknown),
+            ("padding", self.padding),
+        ):
             if value is not None:
                 writer.add_uint32(f"tokenizer.ggml.{key}_token_id", value)
         writer.add_add_bos_token(self.add_bos)
@@ -65,7 +70,9 @@ class TokenizerData:
         writer.add_bool("squeezellm.tokenizer.nfc", self.nfc)
         _add_strings(writer, "squeezellm.tokenizer.patterns", self.patterns)
         if self.stop_ids:
-            writer.add_key_value("squeezellm.stop_token_ids", self.stop_ids, GGUFValueType.ARRAY, GGUFValueType.INT32)
+            writer.add_key_value(
+                "squeezellm.stop_token_ids", self.stop_ids, GGUFValueType.ARRAY, GGUFValueType.INT32
+            )
         if self.chat_template:
             writer.add_chat_template(self.chat_template)
 
@@ -89,7 +96,10 @@ def repair_gguf_tokenizer(hf: Any, path: Path) -> None:
         return
     backend = hf.backend_tokenizer
     if pre in _DIGITS_FIRST:
-        steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        steps = [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
         backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
     elif pre not in _AS_GPT2 and pre not in GGUF_PRE_TOKENIZER_SPLITS:
         raise ConvertError(
@@ -250,7 +260,9 @@ def _check_model(model: dict[str, Any]) -> None:
         raise ConvertError(f"The tokenizer is a {model['type']} model; only BPE is supported.")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
-            raise ConvertError(f"The tokenizer's BPE model has {key} = {model[key]!r}, which is not supported.")
+            raise ConvertError(
+                f"The tokenizer's BPE model has {key} = {model[key]!r}, which is not supported."
+            )
 
 
 def _vocabulary(hf: Any, parts: dict[str, Any], kind: str, n_vocab: int) -> tuple[list[str], list[int]]:
@@ -266,7 +278,9 @@ def _vocabulary(hf: Any, parts: dict[str, Any], kind: str, n_vocab: int) -> tupl
     byte_names = {f"<0x{byte:02X}>" for byte in range(256)}
     for name, token in names.items():
         if len(name.encode()) > TOKEN_BYTES_MAX:
-            raise ConvertError(f"Token {token} has {len(name.encode())} bytes; at most {TOKEN_BYTES_MAX} are supported.")
+            raise ConvertError(
+                f"Token {token} has {len(name.encode())} bytes; at most {TOKEN_BYTES_MAX} are supported."
+            )
         is_byte = kind == "llama" and name in byte_names and parts["model"].get("byte_fallback")
         if name:
             tokens[token] = name
@@ -299,7 +313,9 @@ def _merges(merges: Sequence[Any]) -> list[str]:
     for merge in merges:
         left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
         if " " in left or " " in right:
-            raise ConvertError(f"The tokenizer merges {left!r} and {right!r}: a space within is not supported.")
+            raise ConvertError(
+                f"The tokenizer merges {left!r} and {right!r}: a space within is not supported."
+            )
         result.append(f"{left} {right}")
     return result
 

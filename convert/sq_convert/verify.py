@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Iterable
 from typing import Any
@@ -17,13 +18,13 @@ NASTY_LINES = (
     "  two spaces first,   three inside, two last  ",
     "\ttab\t\ttabs \t mixed\t ",
     "a\u00a0no-break\u2003em\u3000ideographic\u180evowel separator\u200bzero width\u0085next line\u2028separator",
-    "I'm you're he's we've they'll I'd can't; I'M YOU'RE HE'S; it\u2019s 'sss 'tis \u017fs'\u017f",
-    "1 12 123 1234 12345 1234567890 3.14159 -1e-10 0x7fff 1,000,000 \u0661\u0662\u0663 \u00bd\u2167\u00b2 x1y22z333",
-    "caf\u00e9 na\u00efve \u00c5ngstr\u00f6m stra\u00dfe \u0141\u00f3d\u017a \u0391\u03b8\u03ae\u03bd\u03b1 \u041c\u043e\u0441\u043a\u0432\u0430",
-    "e\u0301 combining, a\u0308o\u0308u\u0308, Z\u0351\u036b\u0343\u036a\u0302algo, \u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35, \u0928\u092e\u0938\u094d\u0924\u0947",
-    "\u4f60\u597d\uff0c\u4e16\u754c\uff01 \u6771\u4eac\u306f\u65e5\u672c\u306e\u9996\u90fd\u3067\u3059\u3002 \uc548\ub155\ud558\uc138\uc694 \U00020000\U0002a6d6",
+    "I'm you're he's we've they'll I'd can't; I'M YOU'RE HE'S; it\u2019s 'sss 'tis ſs'ſ",
+    "1 12 123 1234 12345 1234567890 3.14159 -1e-10 0x7fff 1,000,000 \u0661\u0662\u0663 ½Ⅷ² x1y22z333",
+    "café naïve Ångström straße Łódź Αθήνα Москва",
+    "e\u0301 combining, a\u0308o\u0308u\u0308, Z\u0351\u036b\u0343\u036a\u0302algo, สว\u0e31สด\u0e35, नमस\u094dत\u0947",
+    "你好，世界！ 東京は日本の首都です。 안녕하세요 𠀀𪛖",
     "\u0645\u0631\u062d\u0628\u0627 \u0628\u0627\u0644\u0639\u0627\u0644\u0645 \u05e9\u05dc\u05d5\u05dd \u200fRTL\u200e",
-    "\U0001f600\U0001f680 \U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466 \U0001f44d\U0001f3fd \U0001f1e9\U0001f1ea \u2764\ufe0f \U0001f3f4\u200d\u2620\ufe0f\U0001fae0",
+    "😀🚀 👨\u200d👩\u200d👧\u200d👦 👍\U0001f3fd 🇩🇪 ❤\ufe0f 🏴\u200d☠\ufe0f🫠",
     "control \x00\x01\x07\x08\x0b\x0c\x1b[0m\x7f \u0080\u009f \ufeff \ufffd \ufffe \U0010ffff",
     "def f(x):\n    if x > 0:\n        return x ** 2  # square\n\treturn -1\r\n\r\n\n\n",
     "<div class=\"a\">&amp;</div> {'k': [1, 2]} a->b !== c && d || ~e ^ f; /* x */ // y",
@@ -31,8 +32,8 @@ NASTY_LINES = (
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa hahahahahaha -------------- ........",
     "                                                                 many spaces",
     "\n\n\n   \n \n\n  \t\n",
-    "\u2581 \u2581\u2581 the mark itself \u0120\u010a <0x41> <unk> [PAD0]",
-)  # fmt: skip
+    "▁ ▁▁ the mark itself ĠĊ <0x41> <unk> [PAD0]",
+)
 
 
 def verify_tokenizer(hf: Any, data: TokenizerData) -> int:
@@ -47,7 +48,12 @@ def verify_tokenizer(hf: Any, data: TokenizerData) -> int:
 def sample_texts(hf: Any) -> list[str]:
     added = [str(token) for token in hf.get_added_vocab()]
     special = [f"{token}a {token} b {token}{token}\n{token}" for token in added[:500]]
-    return [*NASTY_LINES, "\n".join(NASTY_LINES), *special, *(token[:-1] for token in added[:500] if token[:-1])]
+    return [
+        *NASTY_LINES,
+        "\n".join(NASTY_LINES),
+        *special,
+        *(token[:-1] for token in added[:500] if token[:-1]),
+    ]
 
 
 def compare(hf: Any, data: TokenizerData, codec: Codec, texts: Iterable[str]) -> int:
@@ -61,7 +67,9 @@ def compare(hf: Any, data: TokenizerData, codec: Codec, texts: Iterable[str]) ->
         if found != expected:
             raise _difference(hf, codec, text, expected, found)
         for special in (True, False):
-            original = hf.decode(expected, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
+            original = hf.decode(
+                expected, skip_special_tokens=not special, clean_up_tokenization_spaces=False
+            )
             decoded = codec.decode(expected, special=special)
             if decoded != original:
                 raise ConvertError(
@@ -72,7 +80,9 @@ def compare(hf: Any, data: TokenizerData, codec: Codec, texts: Iterable[str]) ->
     return n_tokens
 
 
-_ADVICE = "The converted model would read text wrongly, so the conversion stops; this tokenizer is not supported."
+_ADVICE = (
+    "The converted model would read text wrongly, so the conversion stops; this tokenizer is not supported."
+)
 
 
 def _difference(hf: Any, codec: Codec, text: str, expected: list[int], found: list[int]) -> ConvertError:
@@ -87,7 +97,7 @@ def _difference(hf: Any, codec: Codec, text: str, expected: list[int], found: li
     ours, theirs = codec.encode(part, bos=True), list(hf(part, add_special_tokens=True).input_ids)
     if ours != theirs:
         text, expected, found = part, theirs, ours
-    at = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), min(len(expected), len(found)))
+    at = len(os.path.commonprefix([expected, found]))
     return ConvertError(
         f"The C tokenizer and transformers differ in {_shown(text)} from token {at} on: {_some(found[at:])} against "
         f"{_some(expected[at:])}. {_ADVICE}"
