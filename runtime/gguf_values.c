@@ -86,7 +86,7 @@ static bool get_integer(const sq_gguf *file, const char *key, uint64_t *bits, bo
 bool sq_gguf_get_u32(const sq_gguf *file, const char *key, uint32_t *value) {
     uint64_t bits;
     bool is_negative;
-    if (!get_integer(file, key, &bits, &is_negative) || is_negative || bits > UINT32_MAX)
+    if (!get_integer(file, key, &bits, &is_negative) || bits > UINT32_MAX /* or negative */)
         return false;
     *value = (uint32_t)bits;
     return true;

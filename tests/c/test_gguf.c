@@ -20,7 +20,7 @@ static places build_sound(gguf_build *b) {
     places p = {.n_tensors = 8, .n_keys = 16, .first_key = 24};
     const int32_t numbers[] = {-1, 0, INT32_MAX};
     const float floats[] = {0.5f, -2, INFINITY};
-    put_header(b, 3, 18);
+    put_header(b, 3, 19);
     put_key(b, "u32", SQ_KIND_U32);
     p.u32_kind = b->n_bytes - 4;
     put_u32(b, 7);
@@ -35,6 +35,7 @@ static places build_sound(gguf_build *b) {
     put_key(b, "f64", SQ_KIND_F64), put_f64(b, 1e-5);
     put_key(b, "f64.huge", SQ_KIND_F64), put_f64(b, 1e300);
     put_key(b, "flag", SQ_KIND_BOOL), put_u8(b, 1);
+    put_key(b, "flag.odd", SQ_KIND_BOOL), put_u8(b, 7);
     put_key(b, "text", SQ_KIND_STRING), put_string(b, "grüße");
     put_key(b, "zero", SQ_KIND_STRING), put_u64(b, 3), put(b, "a\0b", 3);
     put_array(b, "numbers", SQ_KIND_I32, 3);
@@ -104,7 +105,7 @@ static void check_scalars(const sq_gguf *file) {
     CHECK(sq_gguf_get_f32(file, "f64", &f32) && f32 == 1e-5f);
     CHECK(!sq_gguf_get_f32(file, "f64.huge", &f32) && !sq_gguf_get_f32(file, "u32", &f32));
     CHECK(sq_gguf_get_bool(file, "flag", &flag) && flag);
-    CHECK(!sq_gguf_get_bool(file, "u8", &flag));
+    CHECK(!sq_gguf_get_bool(file, "u8", &flag) && !sq_gguf_get_bool(file, "flag.odd", &flag));
     CHECK_STR(sq_gguf_get_string(file, "text"), "grüße");
     CHECK_STR(sq_gguf_get_string(file, "zero"), NULL);
     CHECK_STR(sq_gguf_get_string(file, "u32"), NULL);
@@ -265,8 +266,8 @@ static void test_messages(void) {
     check_u32(&b, 4, 0x03000000, SQ_ERROR_UNSUPPORTED, "big-endian");
     check_u64(&b, p.n_tensors, UINT64_MAX, "the number of tensors is 18446744073709551615, at most ");
     check_u64(&b, p.n_keys, 1000000, "the number of keys is 1000000, at most ");
-    check_u64(&b, p.first_key, UINT64_MAX, "key 1 of 18: its name at byte 32 takes 18446744073709551615");
-    check_u64(&b, p.first_key, 0, "key 1 of 18: its name at byte 24 has 0 bytes");
+    check_u64(&b, p.first_key, UINT64_MAX, "key 1 of 19: its name at byte 32 takes 18446744073709551615");
+    check_u64(&b, p.first_key, 0, "key 1 of 19: its name at byte 24 has 0 bytes");
     check_u32(&b, p.first_key + 8, 0x04320a75, SQ_ERROR_FORMAT, "printable ASCII"); /* "u\n2" */
     check_u32(&b, p.u32_kind, 13, SQ_ERROR_FORMAT, "key u32: value of kind 13");
     check_u32(&b, p.array_kind, 9, SQ_ERROR_FORMAT, "key numbers: elements of kind 9");

@@ -14,13 +14,13 @@ case $seconds in
 esac
 cd "$(dirname "$0")/../.."
 build=build/fuzz
-mkdir -p $build
 
 if ! command -v clang >/dev/null; then
     echo "tests/fuzz/run.sh: clang is missing, and libFuzzer comes with it; install it (Debian, Ubuntu:" \
         "apt-get install clang)" >&2
     exit 1
 fi
+mkdir -p $build
 generator=
 if command -v ninja >/dev/null; then generator="-G Ninja"; fi
 # shellcheck disable=SC2086
