@@ -67,21 +67,32 @@ static sq_status tokenize(const sq_model *model, const arguments *a, const text 
     return status;
 }
 
-static int finish(answer_end end, size_t n_prompt, uint32_t n_ctx, const sq_error *error) {
-    if (end == ANSWER_UNWRITTEN || !terminal_write(stdout, "\n", 1)) {
+static void say_no_room(const generator *g, answer_end end, size_t n_prompt) {
+    text line = {0};
+    uint32_t n_ctx = sq_session_n_ctx(g->session);
+    if (end == ANSWER_FULL) {
+        text_printf(&line,
+                    "the context is full: it holds %u tokens, and the answer ends here; -n ends it earlier",
+                    n_ctx);
+    } else {
+        text_printf(&line, "the prompt has %zu tokens, the context holds %u", n_prompt, n_ctx);
+    }
+    text_append_string(&line, "; ");
+    answer_append_advice(&line, g->model, g->session);
+    tool_complain(tool_name, "%s", text_string(&line));
+    text_free(&line);
+}
+
+/* Ends the last line of the answer and says what went wrong. Returns the exit code. */
+static int finish(const generator *g, const answer *a, answer_end end, const sq_error *error) {
+    bool is_line = a->content.n > 0 && a->content.bytes[a->content.n - 1] == '\n';
+    bool wants_newline = end != ANSWER_FAILED && !is_line;
+    if (end == ANSWER_UNWRITTEN || (wants_newline && !terminal_write(stdout, "\n", 1))) {
         tool_complain_write(tool_name, errno);
         return 1;
     }
-    if (end == ANSWER_FULL) {
-        tool_complain(tool_name,
-                      "the context is full: it holds %u tokens, and the answer ends here; --ctx TOKENS makes "
-                      "room, -n TOKENS ends answers earlier",
-                      n_ctx);
-        return 1;
-    }
-    if (end == ANSWER_FAILED && error->status == SQ_ERROR_CONTEXT) {
-        tool_complain(tool_name, "the prompt has %zu tokens, the context holds %u; --ctx TOKENS makes room",
-                      n_prompt, n_ctx);
+    if (end == ANSWER_FULL || (end == ANSWER_FAILED && error->status == SQ_ERROR_CONTEXT)) {
+        say_no_room(g, end, a->n_prompt);
         return 1;
     }
     return end == ANSWER_FAILED && !tool_check(tool_name, error->status, error) ? 1 : 0;
@@ -98,7 +109,7 @@ static int answer_once(const sq_model *model, sq_session *session, const argumen
     generator g = {.model = model, .session = session, .settings = &a->settings, .trim = !a->raw};
     answer once = {0};
     answer_end end = answer_generate(&g, tokens, n_tokens, &once, &error);
-    int code = finish(end, n_tokens, sq_session_n_ctx(session), &error);
+    int code = finish(&g, &once, end, &error);
     answer_free(&once);
     free(tokens);
     return code;

@@ -25,6 +25,16 @@ void answer_free(answer *a) {
     *a = (answer){0};
 }
 
+void answer_append_advice(text *out, const sq_model *model, const sq_session *session) {
+    sq_model_info info;
+    sq_model_get_info(model, &info);
+    if (sq_session_n_ctx(session) < info.n_ctx_train) {
+        text_printf(out, "--ctx TOKENS makes room, up to %u", info.n_ctx_train);
+    } else {
+        text_append_string(out, "this model takes no more");
+    }
+}
+
 static void restart(answer *a) {
     a->n_tokens = 0;
     text_clear(&a->content);

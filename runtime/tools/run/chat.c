@@ -36,19 +36,28 @@ static void say_speed(const chat *c) {
     text_free(&line);
 }
 
-static void say_too_long(const chat *c, size_t n_tokens) {
-    tool_complain(c->tool,
-                  "the dialogue has %zu tokens with this message, the context holds %u; the message is "
-                  "taken back. /undo takes earlier ones back, /clear all, and --ctx TOKENS at the start "
-                  "makes room",
-                  n_tokens, sq_session_n_ctx(c->session));
+static void say_no_room(const chat *c, answer_end end, size_t n_prompt) {
+    text line = {0};
+    uint32_t n_ctx = sq_session_n_ctx(c->session);
+    if (end == ANSWER_FULL) {
+        text_printf(&line, "the context is full: it holds %u tokens, and the answer ends here", n_ctx);
+    } else {
+        text_printf(
+            &line,
+            "the chat has %zu tokens with this message, the context holds %u; the message is taken back",
+            n_prompt, n_ctx);
+    }
+    text_append_string(&line, ". /clear begins a new chat, /undo takes the last turn back; ");
+    answer_append_advice(&line, c->model, c->session);
+    tool_complain(c->tool, "%s", text_string(&line));
+    text_free(&line);
 }
 
 static void say_end(const chat *c, answer_end end, size_t n_prompt, const sq_error *error) {
     switch (end) {
     case ANSWER_STOP:
         if (c->answer.content.n == 0) {
-            terminal_note(stderr, "(an empty answer; /retry asks again)");
+            terminal_note(stderr, "(the answer is empty; the message is taken back)");
         }
         break;
     case ANSWER_LIMIT:
@@ -56,19 +65,16 @@ static void say_end(const chat *c, answer_end end, size_t n_prompt, const sq_err
                       c->answer.n_tokens);
         break;
     case ANSWER_FULL:
-        tool_complain(c->tool,
-                      "the context is full: it holds %u tokens, and the answer ends here. /undo takes the "
-                      "last turn back, /clear all, and --ctx TOKENS at the start makes room",
-                      sq_session_n_ctx(c->session));
+        say_no_room(c, end, n_prompt);
         break;
     case ANSWER_INTERRUPTED:
-        terminal_note(stderr, c->answer.n_tokens > 0 ? "(stopped)" : "(stopped; the message is taken back)");
+        terminal_note(stderr, c->answer.content.n > 0 ? "(stopped)" : "(stopped; the message is taken back)");
         break;
     case ANSWER_UNWRITTEN:
         break;
     case ANSWER_FAILED:
         if (error->status == SQ_ERROR_CONTEXT) {
-            say_too_long(c, n_prompt);
+            say_no_room(c, end, n_prompt);
         } else {
             tool_complain(c->tool, "%s", error->message);
         }
@@ -76,10 +82,11 @@ static void say_end(const chat *c, answer_end end, size_t n_prompt, const sq_err
     }
 }
 
-/* Keeps the answer, or, where there is none, takes an unanswered question back. */
-static void keep_answer(chat *c, answer_end end) {
+/* Keeps the answer, or, where it is empty, takes an unanswered question back: templates need not allow
+ * empty answers. */
+static void keep_answer(chat *c) {
     const answer *a = &c->answer;
-    if (a->n_tokens > 0 || end == ANSWER_STOP) {
+    if (a->content.n > 0) {
         dialogue_answer(&c->dialogue, text_string(&a->content), a->tokens, a->n_tokens);
     } else if (!c->dialogue.turns[c->dialogue.n_turns - 1].assistant) {
         dialogue_undo(&c->dialogue);
@@ -110,7 +117,7 @@ bool chat_answer(chat *c) {
     if (end != ANSWER_FAILED) {
         say_speed(c);
     }
-    keep_answer(c, end);
+    keep_answer(c);
     return true;
 }
 
@@ -130,9 +137,6 @@ static void say_hello(const chat *c) {
     uint32_t n_threads = sq_session_n_threads(c->session), n_ctx = sq_session_n_ctx(c->session);
     text_printf(&line, "CPU %s with %u thread%s, context %u tokens", info.cpu, n_threads,
                 n_threads == 1 ? "" : "s", n_ctx);
-    if (n_ctx > info.n_ctx_train) {
-        text_printf(&line, " (the model was trained for %u)", info.n_ctx_train);
-    }
     terminal_note(stderr, "%s. /help lists the commands.", text_string(&line));
     text_free(&line);
 }

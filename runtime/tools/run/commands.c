@@ -164,9 +164,10 @@ static command_result run_info(chat *c, const char *argument) {
         text_printf(&out, "bits      %.2f a weight, %.2f %% kept sparse\n", info.bits_per_weight,
                     100 * info.sparse_share);
     }
-    text_printf(&out, "runs on   CPU %s, %u threads\n", info.cpu, sq_session_n_threads(c->session));
-    text_printf(&out, "context   %zu of %u tokens, %zu turns\n", n_used, sq_session_n_ctx(c->session),
-                c->dialogue.n_turns);
+    uint32_t n_threads = sq_session_n_threads(c->session);
+    text_printf(&out, "runs on   CPU %s, %u thread%s\n", info.cpu, n_threads, n_threads == 1 ? "" : "s");
+    text_printf(&out, "context   %zu of %u tokens, %zu turn%s\n", n_used, sq_session_n_ctx(c->session),
+                c->dialogue.n_turns, c->dialogue.n_turns == 1 ? "" : "s");
     text_printf(&out, "system    %s\n",
                 c->dialogue.system ? c->dialogue.system : "(the model's own, if any)");
     text_append_string(&out, "settings ");

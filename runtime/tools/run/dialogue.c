@@ -53,9 +53,10 @@ typedef struct token_list {
     size_t n;
 } token_list;
 
-/* All messages as sq_chat_tokenize wants them. The caller frees the array; the strings stay ours. */
+/* All messages as sq_chat_tokenize wants them, with room for one more. The caller frees the array; the
+ * strings stay ours. */
 static sq_message *list_messages(const dialogue *d, size_t *n_messages) {
-    sq_message *messages = memory_resize(NULL, 2 * d->n_turns + 1, sizeof *messages);
+    sq_message *messages = memory_resize(NULL, 2 * d->n_turns + 2, sizeof *messages);
     size_t n = 0;
     if (d->system) {
         messages[n++] = (sq_message){"system", d->system};
@@ -172,15 +173,10 @@ sq_status dialogue_tokenize(const dialogue *d, const sq_model *model, sq_token *
 }
 
 sq_status dialogue_check(const dialogue *d, const sq_model *model, sq_error *error) {
-    dialogue probe = {.system = d->system, .turns = d->turns, .n_turns = d->n_turns};
-    turn question = {.user = "?"};
-    if (probe.n_turns == 0) { /* a system prompt is judged before the first question */
-        probe.turns = &question;
-        probe.n_turns = 1;
-    }
     size_t n_messages, n_tokens;
-    sq_message *messages = list_messages(&probe, &n_messages);
-    sq_status status = sq_chat_tokenize(model, messages, n_messages, false, NULL, 0, &n_tokens, error);
+    sq_message *messages = list_messages(d, &n_messages);
+    messages[n_messages++] = (sq_message){"user", "?"};
+    sq_status status = sq_chat_tokenize(model, messages, n_messages, true, NULL, 0, &n_tokens, error);
     free(messages);
     return status;
 }

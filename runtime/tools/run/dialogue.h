@@ -36,7 +36,7 @@ void dialogue_free(dialogue *d);
  * free. */
 sq_status dialogue_tokenize(const dialogue *d, const sq_model *model, sq_token **tokens, size_t *n_tokens,
                             sq_error *error);
-/* Whether the model's chat table takes the dialogue as it stands. */
+/* Whether the model's chat table takes the dialogue, whose turns are all answered, and another question. */
 sq_status dialogue_check(const dialogue *d, const sq_model *model, sq_error *error);
 
 /* Writes the dialogue and the settings as JSON: the file appears whole or not at all, readable for its

@@ -269,9 +269,10 @@ static void unquote(text *message) {
     text_drop(message, start);
 }
 
+/* libedit puts what stands between \1 out as it is, where a character follows. */
 static void set_prompt(input *in, bool is_first) {
     if (terminal_has_colour(in->out)) {
-        in->prompt = is_first ? "\1\033[1m\1> \1\033[0m\1" : "\1\033[1m\1. \1\033[0m\1";
+        in->prompt = is_first ? "\1\033[1m\1>\1\033[0m\1 " : "\1\033[1m\1.\1\033[0m\1 ";
     } else {
         in->prompt = is_first ? "> " : ". ";
     }
@@ -297,6 +298,10 @@ static input_result read_line(input *in, text *message) {
 }
 
 static void keep_in_history(input *in, const text *message) {
+    HistEvent last;
+    if (history(in->history, &last, H_FIRST) == 0 && strcmp(last.str, message->bytes) == 0) {
+        return;
+    }
     remember(in->history, message->bytes);
     if (in->history_path) {
         history_append(in->history_path, message->bytes);
