@@ -10,8 +10,9 @@
  *   vf_load_f16 vf_load_f16_n vf_load_i8      widened from W elements
  *   vf_set1_f16           one f16 in all lanes
  *   vf_sums               the sums over the lanes of four vectors
- *   vf_sparse             products of kept weights with x, spread over the lanes
- *   vu_iota vu_load vu_srlv                   0, 1, 2 …; W dwords; shift right lane by lane
+ *   vf_gather f16_to_f32  x[index] for W indices; one f16
+ *   vu_load vu_load_n vu_load_u16_n           W dwords; n of them; n u16 widened
+ *   vu_iota vu_srlv                           0, 1, 2 …; shift right lane by lane
  *   lut_table lut_load lut_at   a row's table and W lookups, which ignore all but the low `bits` bits
  *   dwords dwords_load dwords_at              up to 16 dwords in registers and W lookups of them
  *
@@ -26,6 +27,71 @@
 #define SQ_INLINE static inline __attribute__((always_inline))
 
 enum { BLOCK_DWORDS = 16 };
+
+/* Hardware does not follow several short rows at once. Rows lie one after another, so the bytes this far
+ * ahead are needed soon, by these rows or the next ones; past the end of the matrix the hint is ignored. */
+enum { PREFETCH_BYTES = 8192 };
+
+SQ_INLINE void prefetch(const void *p) {
+    __builtin_prefetch((const char *)p + PREFETCH_BYTES);
+}
+
+/* ---- kept weights: docs/FORMAT.md 2 ----------------------------------------------------------- */
+
+/* A row keeps few weights, a varying number: too few to fill vectors, and a loop over them would be
+ * mispredicted. So their products with x are made for a stretch of rows at once, and a row adds its
+ * slice, product k of a row always in lane k mod W. */
+enum { KEPT_PRODUCTS = 256 };
+
+typedef struct kept_products {
+    uint32_t begin, end; /* of the matrix's kept weights */
+    float products[KEPT_PRODUCTS];
+} kept_products;
+
+static void kept_fill(kept_products *kept, const sq_matrix *w, uint32_t begin, uint32_t end, const float *x) {
+    kept->begin = begin;
+    kept->end = end - begin < KEPT_PRODUCTS ? end : begin + KEPT_PRODUCTS;
+    for (uint32_t k = begin; k < kept->end; k += W) {
+        uint32_t n = kept->end - k < W ? kept->end - k : W;
+        vu cols = w->cols16 ? vu_load_u16_n(w->cols16 + k, n) : vu_load_n(w->cols32 + k, n);
+        vf_store(kept->products + (k - begin), vf_load_f16_n(w->vals + k, n) * vf_gather(x, cols));
+    }
+    for (uint32_t k = kept->end; k < kept->end + KEPT_PRODUCTS; k += 64 / sizeof *w->vals) {
+        __builtin_prefetch(w->vals + k);
+        __builtin_prefetch(w->cols16 ? (const void *)(w->cols16 + k) : w->cols32 + k);
+    }
+}
+
+/* The products k … end-1 of one row; `limit` ends the rows that this call is about. */
+static __attribute__((noinline)) vf kept_sum_any(kept_products *kept, const sq_matrix *w, uint32_t k,
+                                                 uint32_t end, uint32_t limit, const float *x) {
+    vf sum = vf_zero();
+    for (; k < end; k += W) {
+        uint32_t n = end - k < W ? end - k : W;
+        if (k + n > kept->end) {
+            kept_fill(kept, w, k, limit, x);
+        }
+        sum += vf_load_n(kept->products + (k - kept->begin), n);
+    }
+    return sum;
+}
+
+/* The same; nearly always the products are ready and fit into a vector. */
+SQ_INLINE vf kept_sum(kept_products *kept, const sq_matrix *w, uint32_t row, uint32_t row1, const float *x) {
+    uint32_t k = (uint32_t)w->rows[row], end = (uint32_t)w->rows[row + 1];
+    if (end - k <= W && end <= kept->end) {
+        return vf_load_n(kept->products + (k - kept->begin), end - k);
+    }
+    return kept_sum_any(kept, w, k, end, (uint32_t)w->rows[row1], x);
+}
+
+static void kept_add(const sq_matrix *w, uint32_t row, float *out) {
+    if (w->rows) {
+        for (uint32_t k = (uint32_t)w->rows[row]; k < (uint32_t)w->rows[row + 1]; k++) {
+            out[sq_column(w, k)] += f16_to_f32(w->vals[k]);
+        }
+    }
+}
 
 /* ---- tables: docs/FORMAT.md 2.1, 2.2 --------------------------------------------------------- */
 
@@ -113,6 +179,7 @@ SQ_INLINE void lut_dot(int bits, const sq_matrix *w, const float *x, uint32_t ro
             for (uint32_t p = 0; p < n_planes; p++) {
                 for (int r = 0; r < n_rows; r++) {
                     plane[r] = vu_load(codes[r] + 64 * p + 4 * W * h);
+                    prefetch(codes[r] + 64 * p + 4 * W * h);
                     spare[r] = p ? spare[r] | spare_bits(plane[r], p) : spare_bits(plane[r], p);
                 }
                 plane_dot(bits, n_rows, tables, plane, x + 128 * p + W * h, partial);
@@ -179,7 +246,7 @@ SQ_INLINE void lut_expand(int bits, const sq_matrix *w, uint32_t row, float *out
         }
     }
     memset(end, 0, (sq_pad(w->n_in) - w->n_in) * sizeof *out);
-    sq_sparse_add(w, row, out);
+    kept_add(w, row, out);
 }
 
 /* ---- weights stored one by one ---------------------------------------------------------------- */
@@ -200,8 +267,8 @@ SQ_INLINE vf f16_load_n(const uint8_t *row, size_t i, uint32_t n) {
     return vf_load_f16_n((const uint16_t *)row + i, n);
 }
 
-SQ_INLINE void dense_dot(load_weights *load, load_n_weights *load_n, const sq_matrix *w, const float *x,
-                         uint32_t row, int n_rows, vf *sums) {
+SQ_INLINE void dense_dot(load_weights *load, load_n_weights *load_n, size_t element_bytes, const sq_matrix *w,
+                         const float *x, uint32_t row, int n_rows, vf *sums) {
     const uint8_t *rows[GEMV_ROWS];
     uint32_t i = 0, n = w->n_in;
     for (int r = 0; r < n_rows; r++) {
@@ -211,6 +278,7 @@ SQ_INLINE void dense_dot(load_weights *load, load_n_weights *load_n, const sq_ma
     for (; i + W <= n; i += W) {
         vf xs = vf_load(x + i);
         for (int r = 0; r < n_rows; r++) {
+            prefetch(rows[r] + (size_t)i * element_bytes);
             sums[r] = vf_fma(load(rows[r], i), xs, sums[r]);
         }
     }
@@ -230,7 +298,7 @@ SQ_INLINE void dense_expand(load_weights *load, load_n_weights *load_n, const sq
         vf_store_n(out + i, load_n(weights, i, n - i), n - i);
     }
     memset(out + n, 0, (sq_pad(n) - n) * sizeof *out);
-    sq_sparse_add(w, row, out);
+    kept_add(w, row, out);
 }
 
 /* Blocks of an f16 scale and 32 bytes: the scale multiplies the sum of its block. */
@@ -243,6 +311,7 @@ SQ_INLINE void q8_0_dot(const sq_matrix *w, const float *x, uint32_t row, int n_
     for (uint32_t b = 0; b < w->n_in / 32; b++, x += 32) {
         for (int r = 0; r < n_rows; r++, blocks[r - 1] += 34) {
             const int8_t *q = (const int8_t *)blocks[r] + 2;
+            prefetch(blocks[r]);
             vf sum = vf_load_i8(q) * vf_load(x);
             for (int i = W; i < 32; i += W) {
                 sum = vf_fma(vf_load_i8(q + i), vf_load(x + i), sum);
@@ -259,7 +328,7 @@ static void q8_0_expand_row(const sq_matrix *w, uint32_t row, float *out) {
             vf_store(out + 32 * b + i, vf_set1_f16(block) * vf_load_i8((const int8_t *)block + 2 + i));
         }
     }
-    sq_sparse_add(w, row, out);
+    kept_add(w, row, out);
 }
 
 /* ---- one token -------------------------------------------------------------------------------- */
@@ -269,6 +338,8 @@ typedef void dot_rows(const sq_matrix *w, const float *x, uint32_t row, int n_ro
 
 SQ_INLINE void gemv(dot_rows *dot, const sq_matrix *w, const float *x, float *y, uint32_t row0,
                     uint32_t row1) {
+    kept_products kept;
+    kept.begin = kept.end = 0;
     for (uint32_t row = row0, n; row < row1; row += n) {
         vf sums[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
         float totals[4];
@@ -279,7 +350,7 @@ SQ_INLINE void gemv(dot_rows *dot, const sq_matrix *w, const float *x, float *y,
             dot(w, x, row, 1, sums);
         }
         for (uint32_t r = 0; w->rows && r < n; r++) {
-            sums[r] += vf_sparse(w, (uint32_t)w->rows[row + r], (uint32_t)w->rows[row + r + 1], x);
+            sums[r] += kept_sum(&kept, w, row + r, row1, x);
         }
         vf_sums(sums, totals);
         memcpy(y + (row - row0), totals, n * sizeof *y);
@@ -293,10 +364,10 @@ SQ_INLINE void lut4_dot(const sq_matrix *w, const float *x, uint32_t row, int n_
     lut_dot(4, w, x, row, n_rows, sums);
 }
 SQ_INLINE void f32_dot(const sq_matrix *w, const float *x, uint32_t row, int n_rows, vf *sums) {
-    dense_dot(f32_load, f32_load_n, w, x, row, n_rows, sums);
+    dense_dot(f32_load, f32_load_n, 4, w, x, row, n_rows, sums);
 }
 SQ_INLINE void f16_dot(const sq_matrix *w, const float *x, uint32_t row, int n_rows, vf *sums) {
-    dense_dot(f16_load, f16_load_n, w, x, row, n_rows, sums);
+    dense_dot(f16_load, f16_load_n, 2, w, x, row, n_rows, sums);
 }
 
 static void lut3_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1) {

@@ -43,13 +43,20 @@ static inline vf vf_max(vf a, vf b) {
     return _mm256_max_ps(a, b);
 }
 
+/* AVX2 has no masked loads of 16 bits. */
+static inline __m128i load_u16_n(const uint16_t *p, uint32_t n) {
+    uint16_t lanes[8] = {0};
+    if (n < W) {
+        memcpy(lanes, p, n * sizeof *p);
+        p = lanes;
+    }
+    return _mm_loadu_si128((const __m128i *)p);
+}
 static inline vf vf_load_f16(const uint16_t *p) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
 }
 static inline vf vf_load_f16_n(const uint16_t *p, uint32_t n) {
-    uint16_t lanes[8] = {0}; /* AVX2 has no masked loads of 16 bits */
-    memcpy(lanes, p, n * sizeof *p);
-    return vf_load_f16(lanes);
+    return _mm256_cvtph_ps(load_u16_n(p, n));
 }
 static inline void vf_store_f16_n(uint16_t *p, vf v, uint32_t n) {
     uint16_t lanes[8];
@@ -81,6 +88,19 @@ static inline vu vu_srlv(vu v, vu shift) {
     return (vu)_mm256_srlv_epi32((__m256i)v, (__m256i)shift);
 }
 
+static inline vu vu_load_n(const void *p, uint32_t n) {
+    return (vu)_mm256_maskload_epi32(p, mask_of(n));
+}
+static inline vu vu_load_u16_n(const uint16_t *p, uint32_t n) {
+    return (vu)_mm256_cvtepu16_epi32(load_u16_n(p, n));
+}
+static inline vf vf_gather(const float *x, vu index) {
+    return _mm256_i32gather_ps(x, (__m256i)index, 4);
+}
+static inline float f16_to_f32(uint16_t h) {
+    return _cvtsh_ss(h);
+}
+
 /* Eight entries a register; a permute looks at the low three bits of an index. */
 typedef struct lut_table {
     __m256 low, high;
@@ -103,22 +123,12 @@ typedef struct dwords {
 } dwords;
 
 static inline dwords dwords_load(const uint8_t *p, uint32_t n) {
-    const int *d = (const int *)p;
-    return (dwords){{(vu)_mm256_maskload_epi32(d, mask_of(n)),
-                     n > 8 ? (vu)_mm256_maskload_epi32(d + 8, mask_of(n - 8)) : (vu){0}}};
+    return (dwords){{vu_load_n(p, n), n > W ? vu_load_n(p + 4 * W, n - W) : (vu){0}}};
 }
 static inline vu dwords_at(const dwords *d, vu index) {
     __m256 low = _mm256_permutevar8x32_ps((__m256)d->part[0], (__m256i)index);
     __m256 high = _mm256_permutevar8x32_ps((__m256)d->part[1], (__m256i)index);
     return (vu)_mm256_blendv_ps(low, high, (__m256)(index << 28));
-}
-
-static inline vf vf_sparse(const sq_matrix *w, uint32_t begin, uint32_t end, const float *x) {
-    float sum = 0;
-    for (uint32_t k = begin; k < end; k++) {
-        sum += _cvtsh_ss(w->vals[k]) * x[sq_column(w, k)];
-    }
-    return _mm256_zextps128_ps256(_mm_set_ss(sum));
 }
 
 #include "simd_matrix.h"

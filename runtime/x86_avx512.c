@@ -77,6 +77,19 @@ static inline vu vu_srlv(vu v, vu shift) {
     return (vu)_mm512_srlv_epi32((__m512i)v, (__m512i)shift);
 }
 
+static inline vu vu_load_n(const void *p, uint32_t n) {
+    return (vu)_mm512_maskz_loadu_epi32(mask_of(n), p);
+}
+static inline vu vu_load_u16_n(const uint16_t *p, uint32_t n) {
+    return (vu)_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask_of(n), p));
+}
+static inline vf vf_gather(const float *x, vu index) {
+    return _mm512_i32gather_ps((__m512i)index, x, 4);
+}
+static inline float f16_to_f32(uint16_t h) {
+    return _cvtsh_ss(h);
+}
+
 /* One register. With 3 bits it stands in both halves, so that bit 3 of an index does not matter. */
 typedef __m512 lut_table;
 
@@ -97,22 +110,10 @@ typedef struct dwords {
 } dwords;
 
 static inline dwords dwords_load(const uint8_t *p, uint32_t n) {
-    return (dwords){{(vu)_mm512_maskz_loadu_epi32(mask_of(n), p)}};
+    return (dwords){{vu_load_n(p, n)}};
 }
 static inline vu dwords_at(const dwords *d, vu index) {
     return (vu)_mm512_permutexvar_epi32((__m512i)index, (__m512i)d->part[0]);
-}
-
-static inline vf vf_sparse(const sq_matrix *w, uint32_t begin, uint32_t end, const float *x) {
-    vf sum = vf_zero();
-    for (uint32_t k = begin; k < end; k += W) {
-        __mmask16 mask = mask_of(end - k < W ? end - k : W);
-        __m512i cols = w->cols16 ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, w->cols16 + k))
-                                 : _mm512_maskz_loadu_epi32(mask, w->cols32 + k);
-        vf vals = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, w->vals + k));
-        sum = vf_fma(vals, _mm512_mask_i32gather_ps(vf_zero(), mask, cols, x, 4), sum);
-    }
-    return sum;
 }
 
 #include "simd_matrix.h"
