@@ -21,11 +21,11 @@ typedef enum sq_gguf_type {
 } sq_gguf_type;
 
 typedef struct sq_gguf_tensor {
-    const char *name;   /* zero-terminated; unique in the file */
-    uint32_t type;      /* an sq_gguf_type, or another of GGUF's types, then n_bytes is 0 */
-    uint32_t n_dims;    /* 1…4 */
-    uint64_t dims[4];   /* dims[0] runs fastest; those past n_dims are 1; the product is checked */
-    const void *data;   /* within the mapping, aligned to the file's alignment */
+    const char *name; /* zero-terminated; unique in the file */
+    uint32_t type;    /* an sq_gguf_type, or another of GGUF's types, then n_bytes is 0 */
+    uint32_t n_dims;  /* 1…4 */
+    uint64_t dims[4]; /* dims[0] runs fastest; those past n_dims are 1; the product is checked */
+    const void *data; /* within the mapping, aligned to the file's alignment */
     uint64_t n_bytes;
 } sq_gguf_tensor;
 
@@ -42,6 +42,8 @@ sq_status sq_gguf_open_memory(const void *data, size_t n_bytes, sq_gguf **file, 
 void sq_gguf_close(sq_gguf *file);
 
 uint64_t sq_gguf_n_bytes(const sq_gguf *file);
+/* What messages call the file: its path, of a long one the end. */
+const char *sq_gguf_label(const sq_gguf *file);
 
 /* Scalars. Each returns false where the key is missing or of a kind that does not fit: integers of
  * every width are accepted where the value fits, a float key accepts F32 and F64. */

@@ -22,6 +22,10 @@ static size_t find_name(const sq_name *index, size_t n, const char *name) {
     return found ? found->position : n;
 }
 
+const char *sq_gguf_label(const sq_gguf *file) {
+    return file->label;
+}
+
 uint64_t sq_gguf_n_bytes(const sq_gguf *file) {
     return file->n_bytes;
 }

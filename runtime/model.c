@@ -186,6 +186,15 @@ static sq_status model_load(sq_model *model, const sq_model_options *options, sq
     return status;
 }
 
+/* Puts the file's name before a message that names only what is inside it. */
+static void name_file(const sq_gguf *file, sq_error *error) {
+    if (!error)
+        return;
+    char inside[sizeof error->message];
+    memcpy(inside, error->message, sizeof inside);
+    sq_fail(error, error->status, "%s: %s", sq_gguf_label(file), inside);
+}
+
 /* Takes over `file`. */
 static sq_status model_create(sq_gguf *file, const sq_model_options *options, sq_model **out,
                               sq_error *error) {
@@ -197,6 +206,7 @@ static sq_status model_create(sq_gguf *file, const sq_model_options *options, sq
     model->file = file;
     sq_status status = model_load(model, options, error);
     if (status) {
+        name_file(file, error);
         sq_model_close(model);
         return status;
     }
@@ -204,25 +214,12 @@ static sq_status model_create(sq_gguf *file, const sq_model_options *options, sq
     return SQ_OK;
 }
 
-/* Puts the path before a message that names only what is inside the file. */
-static sq_status path_prepend(const char *path, sq_status status, sq_error *error) {
-    if (error) {
-        char inside[sizeof error->message];
-        memcpy(inside, error->message, sizeof inside);
-        sq_fail(error, status, "%s: %s", path, inside);
-    }
-    return status;
-}
-
 sq_status sq_model_open(const char *path, const sq_model_options *options, sq_model **model,
                         sq_error *error) {
     *model = NULL;
     sq_gguf *file;
     sq_status status = sq_gguf_open(path, &file, error);
-    if (status)
-        return status;
-    status = model_create(file, options, model, error);
-    return status ? path_prepend(path, status, error) : SQ_OK;
+    return status ? status : model_create(file, options, model, error);
 }
 
 sq_status sq_model_open_memory(const void *data, size_t n_bytes, const sq_model_options *options,
