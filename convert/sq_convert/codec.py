@@ -1,6 +1,7 @@
 """The C tokenizer and chat table, to be checked against transformers while converting.
 
-Tokenizer and chat keys alone make a small GGUF file; libsq opens it without a model (runtime/tokenizer/codec.h).
+Tokenizer and chat keys alone make a small GGUF file; libsq opens it without a model
+(runtime/tokenizer/codec.h).
 """
 
 from __future__ import annotations

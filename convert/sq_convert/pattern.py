@@ -1,7 +1,7 @@
 """Pre-tokenizer patterns: from Oniguruma's dialect, which Hugging Face's tokenizers run, to PCRE2's.
 
-The two agree on most of what such patterns use. Where they do not, the pattern is rewritten (white space: PCRE2
-counts U+180E, Unicode does not), and what is not known to agree is refused.
+The two agree on most of what such patterns use. Where they do not, the pattern is rewritten (white space:
+PCRE2 counts U+180E, Unicode does not), and what is not known to agree is refused.
 """
 
 from __future__ import annotations
@@ -92,6 +92,6 @@ def _group(pattern: str, at: int) -> tuple[str, int]:
 
 def _refusal(pattern: str, construct: str) -> ConvertError:
     return ConvertError(
-        f"The tokenizer splits text by the pattern {pattern!r}; {construct!r} in it is not known to mean the same "
-        "to the library that runs it here (PCRE2), so this tokenizer is not supported."
+        f"The tokenizer splits text by the pattern {pattern!r}; {construct!r} in it is not known to mean the "
+        "same to the library that runs it here (PCRE2), so this tokenizer is not supported."
     )

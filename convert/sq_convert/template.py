@@ -1,15 +1,14 @@
 """A Jinja chat template as a table of the texts between messages (docs/FORMAT.md, section 5).
 
-The template is rendered on sample dialogues whose contents are recognisable, so that what stands between them can be
-read off. The table counts where it reproduces, exactly, a set of dialogues with all kinds of contents; the C runtime
-then needs no template engine. Templates that cannot be reduced are recorded with the reason.
+The template is rendered on sample dialogues whose contents are recognisable, so that what stands between them
+can be read off. The table counts where it reproduces, exactly, a set of dialogues with all kinds of contents;
+the C runtime then needs no template engine. Templates that cannot be reduced are recorded with the reason.
 """
 
 from __future__ import annotations
 
 import datetime as real_datetime
 import itertools
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -21,12 +20,12 @@ from gguf import GGUFValueType, GGUFWriter
 from .codec import Codec
 from .errors import ConvertError
 from .tokenizer import TokenizerData, export_tokenizer
-from .verify import verify_tokenizer
+from .verify import n_common, verify_tokenizer
 
 Message = dict[str, str]
 
-# Templates that print today's date get this one, so that a conversion can be repeated to the byte. It is the date that
-# Llama 3.2's template falls back on.
+# Templates that print today's date get this one, so that a conversion can be repeated to the byte. It is the
+# date that Llama 3.2's template falls back on.
 DATE = real_datetime.datetime(2024, 7, 26)
 
 # Contents that no template writes by itself; none is part of another.
@@ -101,7 +100,7 @@ class NoChat:
             writer.add_string("squeezellm.chat.unsupported", self.reason)
 
 
-class _Irreducible(Exception):
+class _IrreducibleError(Exception):
     """The message is the reason."""
 
 
@@ -114,7 +113,7 @@ def reduce_template(hf: Any) -> ChatTable | NoChat:
         table = _answers(template, _system(template, _turns(template)))
         table = _empty_contents(template, _trims(template, table))
         _check(template, table)
-    except _Irreducible as refusal:
+    except _IrreducibleError as refusal:
         return NoChat(str(refusal))
     return table
 
@@ -175,8 +174,8 @@ class TextKeys:
 def export_text(hf: Any, n_vocab: int, eos_ids: Iterable[int] = ()) -> TextKeys:
     """Exports and verifies the tokenizer, reduces and verifies the chat template.
 
-    Arguments as in export_tokenizer. Raises ConvertError where the tokenizer is not supported or the C runtime's
-    differs; a template that cannot be reduced is no error, but recorded with the reason (NoChat).
+    Arguments as in export_tokenizer. Raises ConvertError where the tokenizer is not supported or the C
+    runtime's differs; a template that cannot be reduced is no error, but recorded with the reason (NoChat).
     """
     data = export_tokenizer(hf, n_vocab, eos_ids)
     verify_tokenizer(hf, data)
@@ -184,7 +183,7 @@ def export_text(hf: Any, n_vocab: int, eos_ids: Iterable[int] = ()) -> TextKeys:
     return TextKeys(data.with_stops(end_of_turn_ids(hf, table)), table)
 
 
-# ---- rendering --------------------------------------------------------------------------------------------------
+# ---- rendering ----------------------------------------------------------------------------------
 
 
 class _FixedDate(real_datetime.datetime):
@@ -201,7 +200,7 @@ def fixed_date() -> Iterator[None]:
 
 
 class _Template:
-    """Renders dialogues; a template that refuses one raises _Irreducible with what it says."""
+    """Renders dialogues; a template that refuses one raises _IrreducibleError with what it says."""
 
     def __init__(self, hf: Any) -> None:
         self._hf = hf
@@ -214,7 +213,7 @@ class _Template:
                 )
         except Exception as error:  # templates are programs: they may raise anything
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise _Irreducible(f"the template refuses a plain dialogue: {line}") from error
+            raise _IrreducibleError(f"the template refuses a plain dialogue: {line}") from error
         return str(text)
 
     def gaps(
@@ -231,11 +230,11 @@ class _Template:
         ]
         for name, mark in zip(names, marks, strict=True):
             if text.count(mark) != 1:
-                raise _Irreducible(f"the template {'repeats' if mark in text else 'leaves out'} {name}")
+                raise _IrreducibleError(f"the template {'repeats' if mark in text else 'leaves out'} {name}")
         order = sorted(range(len(marks)), key=lambda index: text.index(marks[index]))
         for place, index in enumerate(order):
             if index != place:
-                raise _Irreducible(f"the template places {names[place]} behind {names[index]}")
+                raise _IrreducibleError(f"the template places {names[place]} behind {names[index]}")
         result = []
         for mark in marks:
             before, text = text.split(mark)
@@ -249,7 +248,7 @@ def _dialogue(*contents: str, system: str | None = None) -> list[Message]:
     return turns if system is None else [{"role": "system", "content": system}, *turns]
 
 
-# ---- reading the table off --------------------------------------------------------------------------------------
+# ---- reading the table off ----------------------------------------------------------------------
 
 _TALK = (USERS[0], ANSWERS[0], USERS[1], ANSWERS[1], USERS[2])
 
@@ -257,10 +256,12 @@ _TALK = (USERS[0], ANSWERS[0], USERS[1], ANSWERS[1], USERS[2])
 def _turns(template: _Template) -> ChatTable:
     begin, between, again, *rest, end = template.gaps(_dialogue(*_TALK))
     if rest != [between, again]:
-        raise _Irreducible("what the template writes between messages changes in the course of a dialogue")
+        raise _IrreducibleError(
+            "what the template writes between messages changes in the course of a dialogue"
+        )
     *before, generate = template.gaps(_dialogue(*_TALK), generate=True)
     if before != [begin, between, again, between, again]:
-        raise _Irreducible("asking for an answer changes what the template writes before it")
+        raise _IrreducibleError("asking for an answer changes what the template writes before it")
     return ChatTable(
         begin, between, again, end, generate, assistant_end=_assistant_end(template, begin, between)
     )
@@ -270,7 +271,7 @@ def _assistant_end(template: _Template, begin: str, between: str) -> str | None:
     """None where the template writes an answer that ends the dialogue in another way than earlier ones."""
     try:
         *before, end = template.gaps(_dialogue(USERS[0], ANSWERS[0]))
-    except _Irreducible:
+    except _IrreducibleError:
         return None
     return end if before == [begin, between] else None
 
@@ -278,7 +279,7 @@ def _assistant_end(template: _Template, begin: str, between: str) -> str | None:
 def _system(template: _Template, table: ChatTable) -> ChatTable:
     try:
         before, behind, *rest = template.gaps(_dialogue(*_TALK, system=SYSTEM))
-    except _Irreducible as refusal:
+    except _IrreducibleError as refusal:
         return replace(table, no_system=str(refusal))
     if rest != [table.user_assistant, table.assistant_user] * 2 + [table.user_end]:
         return replace(table, no_system="a system message changes what the template writes behind it")
@@ -324,7 +325,7 @@ def _trim_name(left: str, right: str = _PAD) -> str:
     for how in TRIMS:
         if trim(f"{_PAD}|{_PAD}", how) == f"{left}|{right}":
             return how
-    raise _Irreducible("the template changes the contents of messages")
+    raise _IrreducibleError("the template changes the contents of messages")
 
 
 def _empty_contents(template: _Template, table: ChatTable) -> ChatTable:
@@ -343,11 +344,11 @@ def _empty_contents(template: _Template, table: ChatTable) -> ChatTable:
 def _agrees(template: _Template, table: ChatTable, messages: list[Message]) -> bool:
     try:
         return template.render(messages) == table.render(messages, False)
-    except _Irreducible:
+    except _IrreducibleError:
         return False
 
 
-# ---- checking ---------------------------------------------------------------------------------------------------
+# ---- checking -----------------------------------------------------------------------------------
 
 _CONTENTS = (
     "Hello!",
@@ -385,12 +386,13 @@ def _check(template: _Template, table: ChatTable) -> None:
     for messages, generate in sample_dialogues(table):
         expected, found = template.render(messages, generate), table.render(messages, generate)
         if expected != found:
-            raise _Irreducible(_first_difference(expected, found))
+            raise _IrreducibleError(_first_difference(expected, found))
 
 
 def _first_difference(expected: str, found: str) -> str:
-    at = len(os.path.commonprefix([expected, found]))
+    at = n_common(expected, found)
+    around = slice(max(0, at - 20), at + 20)
     return (
-        f"its template depends on more than the order of messages: it writes {expected[max(0, at - 20) : at + 20]!r} "
-        f"where earlier dialogues led to expect {found[max(0, at - 20) : at + 20]!r}"
+        f"the template depends on more than the order of messages: it writes {expected[around]!r} where "
+        f"other dialogues led to expect {found[around]!r}"
     )

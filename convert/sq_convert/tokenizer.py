@@ -19,8 +19,8 @@ TOKEN_BYTES_MAX = 1024
 # What llama.cpp's names of pre-tokenizers stand for, where transformers does not know them.
 _DIGITS_FIRST = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
 _AS_GPT2 = {"", "default", "gpt-2", "gpt2", "mpt", "olmo", "jais", "phi-2"}
-_WHOLE_TOKENS_FIRST = {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2",
-                       "tekken"}  # fmt: skip
+_WHOLE_TOKENS_FIRST = {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0",
+                       "lfm2", "tekken"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def repair_gguf_tokenizer(hf: Any, path: Path) -> None:
         backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
     elif pre not in _AS_GPT2 and pre not in GGUF_PRE_TOKENIZER_SPLITS:
         raise ConvertError(
-            f"{path}: tokenizer.ggml.pre is {pre!r}, a way of splitting text that is not known here; convert the "
-            "model's Hugging Face folder instead."
+            f"{path}: tokenizer.ggml.pre is {pre!r}, a way of splitting text that is not known here; convert "
+            "the model's Hugging Face folder instead."
         )
     if pre in _WHOLE_TOKENS_FIRST:
         backend.model.ignore_merges = True
@@ -119,8 +119,10 @@ def export_tokenizer(hf: Any, n_vocab: int, eos_ids: Iterable[int] = ()) -> Toke
     """
     backend = getattr(hf, "backend_tokenizer", None)
     if backend is None:
-        raise ConvertError(f"{type(hf).__name__}: a tokenizer in Python code; only those of the tokenizers library "
-                           "(tokenizer.json, or SentencePiece's tokenizer.model) are supported.")  # fmt: skip
+        raise ConvertError(
+            f"{type(hf).__name__}: a tokenizer in Python code; only those of the tokenizers library "
+            "(tokenizer.json, or SentencePiece's tokenizer.model) are supported."
+        )
     parts = json.loads(backend.to_str())
     model = parts["model"]
     _check_model(model)
@@ -153,7 +155,7 @@ def export_tokenizer(hf: Any, n_vocab: int, eos_ids: Iterable[int] = ()) -> Toke
     )
 
 
-# ---- how text is prepared ---------------------------------------------------------------------------------------
+# ---- how text is prepared -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ def _has_byte_level(pre_tokenizer: dict[str, Any] | None) -> bool:
 
 
 def _normalizer(part: dict[str, Any] | None, kind: str) -> tuple[_Prefix, bool]:
-    """Only what SentencePiece does to spaces, and NFC, which is recorded: the runtime leaves it to its caller."""
+    """Only what SentencePiece does to spaces, and NFC, which is recorded: the C runtime leaves it out."""
     prefix, nfc = _Prefix(), False
     for step in _steps(part, "normalizers"):
         if step["type"] == "NFC":
@@ -221,8 +223,8 @@ def _pre_tokenizer(part: dict[str, Any] | None, kind: str, prefix: _Prefix) -> t
 def _split(step: dict[str, Any]) -> str:
     """A split whose matches, and what lies between them, are pieces.
 
-    Isolated means that, inverted or not. "Removed, inverted" drops what lies between matches, which for patterns
-    that match everything is nothing; whether they do, verification shows.
+    Isolated means that, inverted or not. "Removed, inverted" drops what lies between matches, which for
+    patterns that match everything is nothing; whether they do, verification shows.
     """
     isolated = step["behavior"] == "Isolated" or (step["behavior"] == "Removed" and step["invert"])
     if not isolated:
@@ -233,8 +235,8 @@ def _split(step: dict[str, Any]) -> str:
 
 def _refusal(part: str, step: dict[str, Any]) -> ConvertError:
     return ConvertError(
-        f"The tokenizer's {part} has the step {json.dumps(step, ensure_ascii=False)[:200]}, which the C runtime does "
-        "not know; this tokenizer is not supported."
+        f"The tokenizer's {part} has the step {json.dumps(step, ensure_ascii=False)[:200]}, which the C "
+        "runtime does not know; this tokenizer is not supported."
     )
 
 
@@ -247,12 +249,13 @@ def _adds_bos(hf: Any) -> bool:
     if hf.bos_token_id is not None and full == [hf.bos_token_id, *plain]:
         return True
     raise ConvertError(
-        f"The tokenizer encodes 'a' as {plain}, and as {full} with its special tokens; only a beginning-of-sequence "
-        "token put first is supported (set add_eos_token to false in tokenizer_config.json)."
+        f"The tokenizer encodes 'a' as {plain}, and as {full} with its special tokens; only a "
+        "beginning-of-sequence token put first is supported (set add_eos_token to false in "
+        "tokenizer_config.json)."
     )
 
 
-# ---- vocabulary and merges --------------------------------------------------------------------------------------
+# ---- vocabulary and merges ----------------------------------------------------------------------
 
 
 def _check_model(model: dict[str, Any]) -> None:
@@ -272,8 +275,8 @@ def _vocabulary(hf: Any, parts: dict[str, Any], kind: str, n_vocab: int) -> tupl
     if names and max(names.values()) >= n_vocab:
         name = max(names, key=lambda key: names[key])
         raise ConvertError(
-            f"The tokenizer has a token {name!r} with id {names[name]}, but the model's embedding has {n_vocab} rows; "
-            "tokenizer and weights do not belong together."
+            f"The tokenizer has a token {name!r} with id {names[name]}, but the model's embedding has "
+            f"{n_vocab} rows; tokenizer and weights do not belong together."
         )
     byte_names = {f"<0x{byte:02X}>" for byte in range(256)}
     for name, token in names.items():
@@ -303,8 +306,8 @@ def _check_added(added: dict[str, Any]) -> None:
     for key in ("lstrip", "rstrip", "single_word"):
         if added[key]:
             raise ConvertError(
-                f"The tokenizer's special token {added['content']!r} has the property {key!r}, which the C runtime does "
-                "not know; this tokenizer is not supported."
+                f"The tokenizer's special token {added['content']!r} has the property {key!r}, which the C "
+                "runtime does not know; this tokenizer is not supported."
             )
 
 
@@ -329,7 +332,7 @@ def _scores(tokens: Sequence[str], merges: Sequence[str]) -> list[float]:
 
 
 def _unknown(hf: Any, model: dict[str, Any], types: Sequence[int]) -> int | None:
-    """What text without a token becomes. Byte-level tokenizers without one leave such text out, and so do we."""
+    """What text without a token becomes; None: it is left out, as byte-level tokenizers do."""
     if model.get("unk_token"):
         return int(hf.convert_tokens_to_ids(model["unk_token"]))
     has_all_bytes = list(types).count(TokenType.BYTE) == 256
@@ -338,7 +341,7 @@ def _unknown(hf: Any, model: dict[str, Any], types: Sequence[int]) -> int | None
     return None
 
 
-# ---- small helpers ----------------------------------------------------------------------------------------------
+# ---- small helpers ------------------------------------------------------------------------------
 
 
 def _add_strings(writer: GGUFWriter, key: str, values: Sequence[str]) -> None:
