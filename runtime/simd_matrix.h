@@ -4,12 +4,12 @@
  *   W                     floats in a vector: 16 or 8
  *   GEMV_ROWS             rows that share the loads of x in a matrix-vector product, at most 4
  *   GEMM_TOKENS           tokens in a register tile of 4 rows, at most 6
- *   vf, vu                vectors of W float, W uint32_t
+ *   vf, vu, v4            vectors of W float, W uint32_t, 4 float
  *   vf_zero vf_set1 vf_load vf_store vf_fma
  *   vf_load_n vf_store_n  the first n lanes alone, n <= W; the others are zero, memory past n untouched
  *   vf_load_f16 vf_load_f16_n vf_load_i8      widened from W elements
  *   vf_set1_f16           one f16 in all lanes
- *   vf_sums               the sums over the lanes of four vectors
+ *   vf_sums               the sums over the lanes of four vectors, as a v4
  *   vf_gather f16_to_f32  x[index] for W indices; one f16
  *   vu_load vu_load_n vu_load_u16_n           W dwords; n of them; n u16 widened
  *   vu_iota vu_srlv                           0, 1, 2 …; shift right lane by lane
@@ -342,7 +342,6 @@ SQ_INLINE void gemv(dot_rows *dot, const sq_matrix *w, const float *x, float *y,
     kept.begin = kept.end = 0;
     for (uint32_t row = row0, n; row < row1; row += n) {
         vf sums[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
-        float totals[4];
         n = row1 - row >= GEMV_ROWS ? GEMV_ROWS : 1;
         if (n == GEMV_ROWS) {
             dot(w, x, row, GEMV_ROWS, sums);
@@ -352,8 +351,8 @@ SQ_INLINE void gemv(dot_rows *dot, const sq_matrix *w, const float *x, float *y,
         for (uint32_t r = 0; w->rows && r < n; r++) {
             sums[r] += kept_sum(&kept, w, row + r, row1, x);
         }
-        vf_sums(sums, totals);
-        memcpy(y + (row - row0), totals, n * sizeof *y);
+        v4 totals = vf_sums(sums);
+        memcpy(y + (row - row0), &totals, n * sizeof *y);
     }
 }
 
@@ -431,11 +430,16 @@ SQ_INLINE void gemm_tile(const float *weights, size_t ldw, const float *x, size_
             }
         }
     }
-    for (int t = 0; t < n_tokens; t++) {
-        float totals[4];
-        vf_sums(sums[t], totals);
-        for (uint32_t r = 0; r < n_rows; r++) {
-            y[t * ldy + r] = first ? totals[r] : y[t * ldy + r] + totals[r];
+    for (int t = 0; t < n_tokens; t++, y += ldy) {
+        v4 totals = vf_sums(sums[t]), before = {0};
+        if (n_rows == 4) { /* a constant size: one load, one store */
+            memcpy(&before, y, first ? 0 : sizeof before);
+            totals += before;
+            memcpy(y, &totals, sizeof totals);
+        } else {
+            memcpy(&before, y, first ? 0 : n_rows * sizeof *y);
+            totals += before;
+            memcpy(y, &totals, n_rows * sizeof *y);
         }
     }
 }

@@ -19,9 +19,7 @@ SQ_INLINE uint32_t lanes(uint32_t n, uint32_t i) {
 }
 
 SQ_INLINE float vf_sum(vf v) {
-    float totals[4];
-    vf_sums((const vf[4]){v, vf_zero(), vf_zero(), vf_zero()}, totals);
-    return totals[0];
+    return vf_sums((const vf[4]){v, vf_zero(), vf_zero(), vf_zero()})[0];
 }
 
 /* e^x to about one unit in the last place: x = n ln 2 + r, |r| <= ln 2 / 2, Taylor's series for e^r.
@@ -149,11 +147,8 @@ SQ_INLINE void attend_scores(kv_loads kv, const float *q, const uint8_t *k, size
             score_step(kv, q, keys, head_dim, i, head_dim - i, n_heads, sums);
         }
         for (int h = 0; h < n_heads; h++) {
-            float totals[4];
-            vf_sums(sums[h], totals);
-            for (int j = 0; j < 4; j++) {
-                scores[h * sq_pad(n_pos) + p + j] = scale * totals[j];
-            }
+            v4 totals = scale * vf_sums(sums[h]);
+            memcpy(scores + h * sq_pad(n_pos) + p, &totals, sizeof totals);
         }
     }
 }

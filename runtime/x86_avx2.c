@@ -8,6 +8,7 @@ enum { W = 8, GEMV_ROWS = 2, VALUE_VECTORS = 2 };
 #define GEMM_TOKENS 3
 
 typedef __m256 vf;
+typedef __m128 v4;
 typedef uint32_t vu __attribute__((vector_size(32)));
 typedef int32_t vi __attribute__((vector_size(32)));
 
@@ -71,11 +72,11 @@ static inline vf vf_set1_f16(const uint8_t *p) {
 }
 
 /* Adds pairs of lanes while transposing, so that four sums cost little more than one. */
-static inline void vf_sums(const vf *v, float *totals) {
+static inline v4 vf_sums(const vf *v) {
     __m256 ab = _mm256_unpacklo_ps(v[0], v[1]) + _mm256_unpackhi_ps(v[0], v[1]);
     __m256 cd = _mm256_unpacklo_ps(v[2], v[3]) + _mm256_unpackhi_ps(v[2], v[3]);
     __m256 abcd = _mm256_shuffle_ps(ab, cd, 0x44) + _mm256_shuffle_ps(ab, cd, 0xee);
-    _mm_storeu_ps(totals, _mm256_castps256_ps128(abcd) + _mm256_extractf128_ps(abcd, 1));
+    return _mm256_castps256_ps128(abcd) + _mm256_extractf128_ps(abcd, 1);
 }
 
 static inline vu vu_iota(void) {

@@ -7,6 +7,7 @@ enum { W = 16, GEMV_ROWS = 4, VALUE_VECTORS = 4 };
 #define GEMM_TOKENS 6
 
 typedef __m512 vf;
+typedef __m128 v4;
 typedef uint32_t vu __attribute__((vector_size(64)));
 typedef int32_t vi __attribute__((vector_size(64)));
 
@@ -59,12 +60,12 @@ static inline vf vf_set1_f16(const uint8_t *p) {
 }
 
 /* Adds pairs of lanes while transposing, so that four sums cost little more than one. */
-static inline void vf_sums(const vf *v, float *totals) {
+static inline v4 vf_sums(const vf *v) {
     __m512 ab = _mm512_unpacklo_ps(v[0], v[1]) + _mm512_unpackhi_ps(v[0], v[1]);
     __m512 cd = _mm512_unpacklo_ps(v[2], v[3]) + _mm512_unpackhi_ps(v[2], v[3]);
     __m512 abcd = _mm512_shuffle_ps(ab, cd, 0x44) + _mm512_shuffle_ps(ab, cd, 0xee);
     __m256 half = _mm512_castps512_ps256(abcd) + _mm512_extractf32x8_ps(abcd, 1);
-    _mm_storeu_ps(totals, _mm256_castps256_ps128(half) + _mm256_extractf128_ps(half, 1));
+    return _mm256_castps256_ps128(half) + _mm256_extractf128_ps(half, 1);
 }
 
 static inline vu vu_iota(void) {
