@@ -12,7 +12,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from . import tokenizer
 from ._ffi import check, ffi, lib, text
@@ -47,7 +47,7 @@ def _by_table(model: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
         check(lib.sq_chat_tokenize(model, array, len(array), True, ids, capacity, n_tokens, error), error)
 
     n_bytes = sum(len(content) for _, content in texts)
-    return list(tokenizer.fill(call, "sq_token", n_bytes + 64))
+    return cast(list[int], tokenizer.fill(call, "sq_token", n_bytes + 64))
 
 
 def _by_template(model: Any, template: str, messages: Sequence[Mapping[str, str]]) -> list[int]:
@@ -58,7 +58,7 @@ def _by_template(model: Any, template: str, messages: Sequence[Mapping[str, str]
     """
     controls = _control_texts(model)
     spelled = re.compile("|".join(re.escape(control) for control in controls) or r"(?!)")
-    nonce = secrets.token_hex(8)
+    nonce = secrets.randbits(64)  # digits: a template may change the case of letters
     marks: dict[str, str] = {}
 
     def mark(match: re.Match[str]) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from . import chat, generate, tokenizer
 from ._ffi import ffi, text
+from .error import Error, Status
 from .generate import Sampling, Token
 from .session import Session
 
@@ -213,6 +214,8 @@ class Model:
         Element i is the log-probability of ``ids[i + 1]`` after ``ids[: i + 1]``; the perplexity of a
         text is ``exp(-mean)``.
         """
+        if len(ids) and not 0 <= ids[-1] < self._session.n_vocab:  # the only one that is not run
+            raise Error(Status.ARGUMENT, f"token {ids[-1]}: expected 0 to {self._session.n_vocab - 1}")
         n_step = max(1, LOGITS_BYTES // (4 * self._session.n_vocab))
         scores = [np.empty(0)]
         with self._session.lock:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from ._ffi import check, ffi, lib
 
 
 def fill(call: Callable[[Any, int, Any], None], ctype: str, capacity: int) -> Any:
-    """An array made by a C function that writes what fits and says how much there is.
+    """What a C function writes that takes a buffer and says how much there is: list[int], or bytes for char.
 
     `call(buffer, capacity, count)` is repeated once with enough room where `capacity` was too small.
     """
@@ -19,7 +19,7 @@ def fill(call: Callable[[Any, int, Any], None], ctype: str, capacity: int) -> An
     if count[0] > capacity:
         buffer = ffi.new(f"{ctype}[]", count[0])
         call(buffer, count[0], count)
-    return buffer[0 : count[0]]
+    return ffi.unpack(buffer, count[0])
 
 
 def tokenize(
@@ -37,7 +37,7 @@ def tokenize(
     def call(tokens: Any, capacity: int, n_tokens: Any) -> None:
         check(lib.sq_tokenize(model, data, len(data), flags, tokens, capacity, n_tokens, error), error)
 
-    return list(fill(call, "sq_token", len(data) + 2))
+    return cast(list[int], fill(call, "sq_token", len(data) + 2))
 
 
 def detokenize(model: Any, tokens: Sequence[int], *, special: bool = False) -> bytes:
@@ -48,7 +48,7 @@ def detokenize(model: Any, tokens: Sequence[int], *, special: bool = False) -> b
     def call(text: Any, capacity: int, n_bytes: Any) -> None:
         check(lib.sq_detokenize(model, ids, len(ids), special, text, capacity, n_bytes, error), error)
 
-    return bytes(ffi.buffer(fill(call, "char", 8 * len(ids))))
+    return cast(bytes, fill(call, "char", 8 * len(ids)))
 
 
 def token_text(model: Any, token: int, *, special: bool = False) -> bytes:
