@@ -11,8 +11,7 @@
  *   vf_set1_f16           one f16 in all lanes
  *   vf_sums               the sums over the lanes of four vectors, as a v4
  *   vf_gather f16_to_f32  x[index] for W indices; one f16
- *   vu_load vu_load_n vu_load_u16_n           W dwords; n of them; n u16 widened
- *   vu_iota vu_srlv                           0, 1, 2 …; shift right lane by lane
+ *   vu_load vu_iota vu_srlv                   W dwords; 0, 1, 2 …; shift right lane by lane
  *   lut_table lut_load lut_at   a row's table and W lookups, which ignore all but the low `bits` bits
  *   dwords dwords_load dwords_at              up to 16 dwords in registers and W lookups of them
  *
@@ -51,12 +50,14 @@ typedef struct kept_products {
 static void kept_fill(kept_products *kept, const sq_matrix *w, uint32_t begin, uint32_t end, const float *x) {
     kept->begin = begin;
     kept->end = end - begin < KEPT_PRODUCTS ? end : begin + KEPT_PRODUCTS;
-    for (uint32_t k = begin; k < kept->end; k += W) {
-        uint32_t n = kept->end - k < W ? kept->end - k : W;
-        vu cols = w->cols16 ? vu_load_u16_n(w->cols16 + k, n) : vu_load_n(w->cols32 + k, n);
-        vf_store(kept->products + (k - begin), vf_load_f16_n(w->vals + k, n) * vf_gather(x, cols));
+    uint32_t k = begin;
+    for (; w->cols16 && kept->end - k >= W; k += W) {
+        vf_store(kept->products + (k - begin), vf_load_f16(w->vals + k) * vf_gather(x, w->cols16 + k));
     }
-    for (uint32_t k = kept->end; k < kept->end + KEPT_PRODUCTS; k += 64 / sizeof *w->vals) {
+    for (; k < kept->end; k++) {
+        kept->products[k - begin] = f16_to_f32(w->vals[k]) * x[sq_column(w, k)];
+    }
+    for (; k < kept->end + KEPT_PRODUCTS; k += 64 / sizeof *w->vals) {
         __builtin_prefetch(w->vals + k);
         __builtin_prefetch(w->cols16 ? (const void *)(w->cols16 + k) : w->cols32 + k);
     }
@@ -336,23 +337,29 @@ static void q8_0_expand_row(const sq_matrix *w, uint32_t row, float *out) {
 /* sums[r] += W[row + r, i] x[i] over the lanes, dense part, for r < n_rows <= GEMV_ROWS. */
 typedef void dot_rows(const sq_matrix *w, const float *x, uint32_t row, int n_rows, vf *sums);
 
+SQ_INLINE void gemv_rows(dot_rows *dot, int n_rows, const sq_matrix *w, const float *x, float *y,
+                         uint32_t row, uint32_t row1, kept_products *kept) {
+    vf sums[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
+    dot(w, x, row, n_rows, sums);
+    if (w->rows) {
+        for (int r = 0; r < n_rows; r++) {
+            sums[r] += kept_sum(kept, w, row + r, row1, x);
+        }
+    }
+    v4 totals = vf_sums(sums);
+    memcpy(y, &totals, n_rows * sizeof *y);
+}
+
 SQ_INLINE void gemv(dot_rows *dot, const sq_matrix *w, const float *x, float *y, uint32_t row0,
                     uint32_t row1) {
     kept_products kept;
     kept.begin = kept.end = 0;
-    for (uint32_t row = row0, n; row < row1; row += n) {
-        vf sums[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
-        n = row1 - row >= GEMV_ROWS ? GEMV_ROWS : 1;
-        if (n == GEMV_ROWS) {
-            dot(w, x, row, GEMV_ROWS, sums);
-        } else {
-            dot(w, x, row, 1, sums);
-        }
-        for (uint32_t r = 0; w->rows && r < n; r++) {
-            sums[r] += kept_sum(&kept, w, row + r, row1, x);
-        }
-        v4 totals = vf_sums(sums);
-        memcpy(y + (row - row0), &totals, n * sizeof *y);
+    uint32_t row = row0;
+    for (; row1 - row >= GEMV_ROWS; row += GEMV_ROWS) {
+        gemv_rows(dot, GEMV_ROWS, w, x, y + (row - row0), row, row1, &kept);
+    }
+    for (; row < row1; row++) {
+        gemv_rows(dot, 1, w, x, y + (row - row0), row, row1, &kept);
     }
 }
 

@@ -78,14 +78,10 @@ static inline vu vu_srlv(vu v, vu shift) {
     return (vu)_mm512_srlv_epi32((__m512i)v, (__m512i)shift);
 }
 
-static inline vu vu_load_n(const void *p, uint32_t n) {
-    return (vu)_mm512_maskz_loadu_epi32(mask_of(n), p);
-}
-static inline vu vu_load_u16_n(const uint16_t *p, uint32_t n) {
-    return (vu)_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask_of(n), p));
-}
-static inline vf vf_gather(const float *x, vu index) {
-    return _mm512_i32gather_ps((__m512i)index, x, 4);
+/* Single loads: fewer micro-operations than the gather instruction has. */
+static inline vf vf_gather(const float *x, const uint16_t *i) {
+    return (vf){x[i[0]], x[i[1]], x[i[2]],  x[i[3]],  x[i[4]],  x[i[5]],  x[i[6]],  x[i[7]],
+                x[i[8]], x[i[9]], x[i[10]], x[i[11]], x[i[12]], x[i[13]], x[i[14]], x[i[15]]};
 }
 static inline float f16_to_f32(uint16_t h) {
     return _cvtsh_ss(h);
@@ -111,7 +107,7 @@ typedef struct dwords {
 } dwords;
 
 static inline dwords dwords_load(const uint8_t *p, uint32_t n) {
-    return (dwords){{vu_load_n(p, n)}};
+    return (dwords){{(vu)_mm512_maskz_loadu_epi32(mask_of(n), p)}};
 }
 static inline vu dwords_at(const dwords *d, vu index) {
     return (vu)_mm512_permutexvar_epi32((__m512i)index, (__m512i)d->part[0]);
