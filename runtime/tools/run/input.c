@@ -81,8 +81,9 @@ static unsigned char press_interrupt(EditLine *editor, int key) {
 }
 
 static unsigned char press_suspend(EditLine *editor, int key) {
-    (void)editor, (void)key;
+    (void)key;
     raise(SIGTSTP);
+    el_set(editor, EL_REFRESH); /* we are back */
     return CC_NORM;
 }
 
@@ -186,8 +187,8 @@ static void set_up_editor(input *in) {
     el_set(editor, EL_HIST, history, in->history);
     el_set(editor, EL_PROMPT_ESC, get_prompt, '\1');
     el_set(editor, EL_SIGNAL, 1);
-    el_source(editor, NULL); /* ~/.editrc; ours come after it */
-    el_set(editor, EL_SETTY, "-d", "-isig", NULL);
+    el_source(editor, NULL);                                           /* ~/.editrc; ours come after it */
+    el_set(editor, EL_SETTY, "-d", "-isig", "-icrnl", "-inlcr", NULL); /* keys as they are typed */
     bind_key(editor, "^C", "sq-interrupt", press_interrupt);
     bind_key(editor, "^Z", "sq-suspend", press_suspend);
     bind_key(editor, "^I", "sq-complete", press_tab);
@@ -284,6 +285,7 @@ static input_result read_line(input *in, text *message) {
     const char *line;
     set_prompt(in, message->n == 0);
     in->is_interrupted = false;
+    el_set(in->editor, EL_PREP_TERM, 1); /* before the prompt is seen, not with the first key */
     do {
         errno = 0;
         line = el_gets(in->editor, &n);
