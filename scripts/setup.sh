@@ -35,7 +35,7 @@ quietly() {
 
 scripts/packages.sh "$1" "$python" "$log"
 
-if ! .venv/bin/python -m pip --version >>$log 2>&1; then
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     say "creating .venv"
     quietly "creating .venv" "$python" -m venv .venv
 fi
@@ -43,7 +43,7 @@ pip() {
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
         --constraint constraints.txt "$@"
 }
-if ! .venv/bin/python -c 'import sq_convert, torch, transformers' >>$log 2>&1; then
+if ! .venv/bin/python -c 'import sq_convert, torch, transformers' >/dev/null 2>&1; then
     say "installing Python packages into .venv (PyTorch is large: this takes some minutes)"
 fi
 quietly "installing scikit-build-core" pip scikit-build-core
