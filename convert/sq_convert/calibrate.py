@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,13 +27,15 @@ DEFAULT_TEXT = "calibration.txt"
 SAVE_SHARE = 0.1  # of the time may go into saving what has been summed so far
 
 
-# ---- text -------------------------------------------------------------------------------------------------------
+# ---- text -----------------------------------------------------------------------------
 
 
 def read_text(path: Path | None) -> tuple[str, bytes]:
     """Name and content of the calibration text; None is the one inside the package."""
     if path is None:
-        return f"sq_convert/{DEFAULT_TEXT}", (resources.files(__package__) / "data" / DEFAULT_TEXT).read_bytes()
+        return f"sq_convert/{DEFAULT_TEXT}", (
+            resources.files(__package__) / "data" / DEFAULT_TEXT
+        ).read_bytes()
     try:
         return path.name, path.read_bytes()
     except OSError as error:
@@ -42,7 +43,7 @@ def read_text(path: Path | None) -> tuple[str, bytes]:
 
 
 def parse_text(name: str, content: bytes) -> str:
-    """The text of a plain or a JSONL file; of the latter's objects the member "text", joined by blank lines."""
+    """The text of a plain or a JSONL file: of the latter's objects the member "text", between blank lines."""
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -66,7 +67,7 @@ def parse_text(name: str, content: bytes) -> str:
 def choose_sequences(
     tokenizer: Any, name: str, content: bytes, samples: int, seq_len: int, seed: int
 ) -> NDArray[np.int64]:
-    """Token ids ``[samples, seq_len]``: non-overlapping crops of the text, drawn by the seed, in text order."""
+    """Token ids ``[samples, seq_len]``: crops that do not overlap, drawn by the seed, in text order."""
     text = parse_text(name, content)
     ids = np.asarray(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], np.int64)
     n_crops = len(ids) // seq_len
@@ -80,7 +81,7 @@ def choose_sequences(
     return ids[start : start + n_crops * seq_len].reshape(n_crops, seq_len)[crops]
 
 
-# ---- what has been summed so far --------------------------------------------------------------------------------
+# ---- what has been summed so far -------------------------------------------------------
 
 
 class FisherFile:
@@ -107,7 +108,10 @@ class FisherFile:
     def split(self, sums: Any) -> dict[str, Any]:
         """Views of a torch vector ``[n_weights]``: one a matrix, by its Hugging Face name."""
         pieces = sums.split([tensor.n_weights for tensor in self.matrices])
-        return {tensor.source: piece.view(tensor.shape) for tensor, piece in zip(self.matrices, pieces, strict=True)}
+        return {
+            tensor.source: piece.view(tensor.shape)
+            for tensor, piece in zip(self.matrices, pieces, strict=True)
+        }
 
     def read(self, name: str) -> NDArray[np.float32]:
         """One matrix, by its GGUF name."""
@@ -131,12 +135,12 @@ class FisherFile:
         def write(path: Path) -> None:
             with path.open("wb") as file:
                 file.write(struct.pack("<Q", len(text)) + text)
-                file.write(memoryview(sums).cast("B"))
+                sums.tofile(file)
 
         write_atomically(self.path, write)
 
 
-# ---- gradients --------------------------------------------------------------------------------------------------
+# ---- gradients -----------------------------------------------------------------------------
 
 
 def choose_device(device: str) -> str:
@@ -145,7 +149,8 @@ def choose_device(device: str) -> str:
 
     if device == "cuda" and not torch.cuda.is_available():
         raise ConvertError(
-            "--device cuda: PyTorch finds no usable GPU here. Use --device cpu, or install a PyTorch built for CUDA."
+            "--device cuda: PyTorch finds no usable GPU here. Use --device cpu, or install a PyTorch "
+            "built for CUDA."
         )
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -182,8 +187,8 @@ def sum_fisher(
         loss = model(input_ids=ids, labels=ids, use_cache=False).loss
         if not math.isfinite(loss.item()):
             raise ConvertError(
-                f"The model's loss on calibration sequence {number + 1} is {loss.item()}: its weights are damaged, "
-                "or belong to another configuration."
+                f"The model's loss on calibration sequence {number + 1} is {loss.item()}: its weights are "
+                "damaged, or belong to another configuration."
             )
         loss.backward()
         advance()
@@ -210,7 +215,9 @@ def _load_model(checkpoint: Checkpoint, tensors: Sequence[Tensor], device: str) 
         for tensor in tensors:
             parameters[tensor.source].data.copy_(torch.from_numpy(read_tensor(checkpoint, tensor)))
     except torch.cuda.OutOfMemoryError as error:
-        raise ConvertError(f"The GPU has too little memory for calibration ({first_line(error)}); use --device cpu.") from error
+        raise ConvertError(
+            f"The GPU has too little memory for calibration ({first_line(error)}); use --device cpu."
+        ) from error
     except KeyError as error:
         raise ConvertError(f"{checkpoint.path}: transformers' model has no parameter {error}.") from error
     model.requires_grad_(False)
@@ -229,8 +236,3 @@ def _hook(model: Any, targets: Mapping[str, Any]) -> None:
 
         parameters[name].requires_grad_(True)
         parameters[name].register_post_accumulate_grad_hook(add_square)
-
-
-def use_reproducible_math() -> None:
-    """Makes PyTorch's matrix products the same bits for any number of threads. Call before importing torch."""
-    os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")

@@ -1,4 +1,4 @@
-"""Checkpoints to convert: a Hugging Face folder of safetensors, or a GGUF file. Tensors are read one at a time."""
+"""Checkpoints to convert: a Hugging Face folder of safetensors, or a GGUF file; read tensor by tensor."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from .arch.llama import llama3_divisors
 from .errors import ConvertError
 
 F16_MAX = 65504.0
+_SMALL_FILES = {
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+}  # fmt: skip
 
 
 class Checkpoint(Protocol):
@@ -56,7 +60,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def check_tensors(checkpoint: Checkpoint) -> list[Tensor]:
-    """The model's tensors, once the checkpoint is known to hold each of them in the right shape, and no other."""
+    """The model's tensors; ConvertError unless the checkpoint holds each in its right shape, and no other."""
     tensors = checkpoint.family.tensors(checkpoint.config)
     shapes = checkpoint.shapes()
     missing = [name for name in map(checkpoint.own_name, tensors) if name not in shapes]
@@ -69,29 +73,31 @@ def check_tensors(checkpoint: Checkpoint) -> list[Tensor]:
         name = checkpoint.own_name(tensor)
         if shapes[name] != tensor.shape:
             raise ConvertError(
-                f"{checkpoint.path}: {name} has shape {list(shapes[name])}, expected {list(tensor.shape)} from the "
-                "configuration."
+                f"{checkpoint.path}: {name} has shape {list(shapes[name])}; the configuration implies "
+                f"{list(tensor.shape)}."
             )
     known = set(map(checkpoint.own_name, tensors))
     unknown = [name for name in shapes if name not in known and not checkpoint.family.ignored(name)]
     if unknown:
         raise ConvertError(
-            f"{checkpoint.path}: {_count(unknown, 'tensor has', 'tensors have')} no place in this architecture: "
-            f"{_some(unknown)}. Left out, the model would compute something else."
+            f"{checkpoint.path}: {_count(unknown, 'tensor has', 'tensors have')} no place in this "
+            f"architecture: {_some(unknown)}. Left out, the model would compute something else."
         )
     return tensors
 
 
 def read_tensor(checkpoint: Checkpoint, tensor: Tensor) -> NDArray[np.float32]:
-    """The tensor in f32, contiguous; every value finite, and within f16's range where f16 will store it."""
-    values = np.ascontiguousarray(checkpoint.read_raw(tensor))
+    """The tensor in f32, contiguous and writable; finite, and where f16 will store it within its range."""
+    values = np.require(checkpoint.read_raw(tensor), np.float32, ("C", "W"))
     largest = float(np.max(np.abs(values))) if values.size else 0.0  # NaN if any value is
     name = checkpoint.own_name(tensor)
     if not np.isfinite(largest):
-        raise ConvertError(f"{checkpoint.path}: {name} holds a value that is no finite number; it is damaged.")
+        raise ConvertError(
+            f"{checkpoint.path}: {name} holds a value that is no finite number; it is damaged."
+        )
     if tensor.kind is not Kind.VECTOR and largest > F16_MAX:
         raise ConvertError(
-            f"{checkpoint.path}: {name} holds {largest:g}; beyond {F16_MAX:.0f} the file's f16 tables cannot store it."
+            f"{checkpoint.path}: {name} holds {largest:g}; the file's f16 values end at {F16_MAX:.0f}."
         )
     return values
 
@@ -104,9 +110,13 @@ class SafetensorsCheckpoint:
 
         self.path = path
         self.name = path.resolve().name
-        raw = read_json(path / "config.json", f"{path} is no Hugging Face model folder: it has no config.json.")
+        raw = read_json(
+            path / "config.json", f"{path} is no Hugging Face model folder: it has no config.json."
+        )
         if "quantization_config" in raw:
-            raise ConvertError(f"{path}: the model is quantized already; convert the original, unquantized checkpoint.")
+            raise ConvertError(
+                f"{path}: the model is quantized already; convert the original, unquantized checkpoint."
+            )
         self.family = family_of_model_type(str(raw.get("model_type", "")))
         try:
             self.config = AutoConfig.from_pretrained(path, local_files_only=True)
@@ -114,7 +124,9 @@ class SafetensorsCheckpoint:
         except ConvertError:
             raise
         except Exception as error:  # transformers raises whatever a strange value leads to
-            raise ConvertError(f"{path / 'config.json'}: transformers refuses it: {first_line(error)}") from error
+            raise ConvertError(
+                f"{path / 'config.json'}: transformers refuses it: {first_line(error)}"
+            ) from error
         self._shards = self._find_shards()
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._shard_of: dict[str, Path] = {}
@@ -122,9 +134,8 @@ class SafetensorsCheckpoint:
             self._index(shard)
 
     def files(self) -> list[Path]:
-        names = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt",
-                 "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")  # fmt: skip
-        return [self.path / name for name in names if (self.path / name).is_file()] + self._shards
+        small = [path for path in self.path.iterdir() if path.name in _SMALL_FILES and path.is_file()]
+        return sorted(small) + self._shards
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return self._shapes
@@ -146,7 +157,9 @@ class SafetensorsCheckpoint:
         try:
             return AutoTokenizer.from_pretrained(self.path, local_files_only=True)
         except Exception as error:
-            raise ConvertError(f"{self.path}: transformers reads no tokenizer from it: {first_line(error)}") from error
+            raise ConvertError(
+                f"{self.path}: transformers reads no tokenizer from it: {first_line(error)}"
+            ) from error
 
     def source(self) -> dict[str, Any]:
         path = self.path / "generation_config.json"
@@ -162,10 +175,14 @@ class SafetensorsCheckpoint:
         elif single.is_file():
             shards = [single]
         elif any(self.path.glob("*.bin")) or any(self.path.glob("*.pt*")):
-            raise ConvertError(f"{self.path}: the weights are pickles, which are never executed here; "
-                               "convert them to safetensors first (transformers: save_pretrained).")  # fmt: skip
+            raise ConvertError(
+                f"{self.path}: the weights are pickles, which are never executed here; convert them to "
+                "safetensors first (transformers: save_pretrained)."
+            )
         else:
-            raise ConvertError(f"{self.path}: no model.safetensors and no model.safetensors.index.json in it.")
+            raise ConvertError(
+                f"{self.path}: no model.safetensors and no model.safetensors.index.json in it."
+            )
         missing = [shard.name for shard in shards if not shard.is_file() or shard.parent != self.path]
         if missing:
             raise ConvertError(
@@ -183,8 +200,8 @@ class SafetensorsCheckpoint:
                     piece = file.get_slice(name)
                     if piece.get_dtype() not in ("F64", "F32", "F16", "BF16"):
                         raise ConvertError(
-                            f"{shard}: {name} is of type {piece.get_dtype()}; expected F32, F16 or BF16. The model is "
-                            "quantized already: convert the original."
+                            f"{shard}: {name} is of type {piece.get_dtype()}; expected F32, F16 or BF16. The "
+                            "model is quantized already: convert the original."
                         )
                     self._shapes[name] = tuple(piece.get_shape())
                     self._shard_of[name] = shard
@@ -223,7 +240,8 @@ class GgufCheckpoint:
             values = quants.dequantize(stored.data, stored.tensor_type)
         except NotImplementedError as error:
             raise ConvertError(
-                f"{self.path}: {tensor.name} is of type {stored.tensor_type.name}, which the gguf package cannot decode."
+                f"{self.path}: {tensor.name} is of type {stored.tensor_type.name}, which the gguf package "
+                "cannot decode."
             ) from error
         values = np.asarray(values, np.float32).reshape(tensor.shape)
         return _deinterleave(values, tensor.rotary_heads) if tensor.rotary_heads else values
@@ -231,10 +249,18 @@ class GgufCheckpoint:
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
+        from .tokenizer import repair_gguf_tokenizer
+
         try:
-            return AutoTokenizer.from_pretrained(self.path.parent, gguf_file=self.path.name, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(
+                self.path.parent, gguf_file=self.path.name, local_files_only=True
+            )
         except Exception as error:
-            raise ConvertError(f"{self.path}: transformers reads no tokenizer from it: {first_line(error)}") from error
+            raise ConvertError(
+                f"{self.path}: transformers reads no tokenizer from it: {first_line(error)}"
+            ) from error
+        repair_gguf_tokenizer(tokenizer, self.path)
+        return tokenizer
 
     def source(self) -> dict[str, Any]:
         return {}
@@ -243,9 +269,13 @@ class GgufCheckpoint:
         from transformers import AutoConfig
 
         try:
-            config = AutoConfig.from_pretrained(self.path.parent, gguf_file=self.path.name, local_files_only=True)
+            config = AutoConfig.from_pretrained(
+                self.path.parent, gguf_file=self.path.name, local_files_only=True
+            )
         except Exception as error:
-            raise ConvertError(f"{self.path}: transformers reads no configuration from it: {first_line(error)}") from error
+            raise ConvertError(
+                f"{self.path}: transformers reads no configuration from it: {first_line(error)}"
+            ) from error
         config.architectures = [self.family.model_class]
         config.attention_bias = any(".attn_" in name and name.endswith(".bias") for name in self._tensors)
         config.mlp_bias = any(".ffn_" in name and name.endswith(".bias") for name in self._tensors)
@@ -263,16 +293,27 @@ class GgufCheckpoint:
         if scaling == "none":
             return base | {"rope_type": "default"}
         if scaling == "linear":
-            return base | {"rope_type": scaling, "factor": float(gguf_number(self._reader, f"{arch}.rope.scaling.factor"))}
+            return base | {
+                "rope_type": scaling,
+                "factor": float(gguf_number(self._reader, f"{arch}.rope.scaling.factor")),
+            }
         return base | {"rope_type": scaling}  # which the family refuses by name
 
     def _llama3_parameters(self, theta: float) -> dict[str, Any]:
-        """Finds the parameters that llama.cpp folded into rope_freqs: published models differ in the factor alone."""
+        """What llama.cpp folded into rope_freqs: published models differ in the factor alone."""
         stored = np.asarray(self._tensors["rope_freqs.weight"].data, np.float32).reshape(-1)
-        rope = {"rope_theta": theta, "rope_type": "llama3", "factor": round(float(stored.max()), 4),
-                "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # fmt: skip
+        rope = {
+            "rope_theta": theta,
+            "rope_type": "llama3",
+            "factor": round(float(stored.max()), 4),
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        }
         if not np.allclose(llama3_divisors(rope, len(stored)), stored, rtol=1e-4):
-            raise ConvertError(f"{self.path}: rope_freqs.weight is not Llama 3's rope scaling, the only one supported here.")
+            raise ConvertError(
+                f"{self.path}: rope_freqs.weight is not Llama 3's rope scaling, the only one supported here."
+            )
         return rope
 
 
@@ -282,7 +323,7 @@ def _deinterleave(values: NDArray[np.float32], n_heads: int) -> NDArray[np.float
     return values.reshape(n_heads, shape[0] // n_heads // 2, 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
 
 
-# ---- small readers ----------------------------------------------------------------------------------------------
+# ---- small readers -----------------------------------------------------------------------------
 
 
 def read_gguf(path: Path) -> Any:

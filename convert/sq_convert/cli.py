@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command. Exit status: 0 done, 1 impossible, 2 wrong usage, 130 interrupted."""
     parser = _parser()
     args = parser.parse_args(arguments)
-    _quieten_libraries()
+    _set_environment()
     progress = Progress()
     try:
         if args.dequantize:
@@ -55,11 +55,27 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help="Hugging Face folder (safetensors), or a .gguf file")
     add("-o", dest="out", type=Path, metavar="OUT", required=True, help="the file to write: NAME.sq.gguf")
-    add("--bits", type=int, choices=(3, 4, 16), default=4, help="bits of an index; 16 keeps the matrices in F16 (4)")
+    add(
+        "--bits",
+        type=int,
+        choices=(3, 4, 16),
+        default=4,
+        help="bits of an index; 16 keeps the matrices in F16 (4)",
+    )
     add("--outliers", type=float, default=0.45, metavar="PERCENT", help="largest weights kept exactly (0.45)")
     add("--sensitive", type=float, metavar="PERCENT", help="most sensitive weights kept exactly (0.05)")
-    add("--method", choices=METHODS, default="squeezellm", help="kmeans and rtn need no calibration (squeezellm)")
-    add("--calibration", type=Path, metavar="FILE", help="text or JSONL to calibrate on (one inside the package)")
+    add(
+        "--method",
+        choices=METHODS,
+        default="squeezellm",
+        help="kmeans and rtn need no calibration (squeezellm)",
+    )
+    add(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="text or JSONL to calibrate on (one inside the package)",
+    )
     add("--samples", type=int, default=100, metavar="N", help="calibration sequences (100)")
     add("--seq-len", type=int, default=512, metavar="N", help="tokens of a calibration sequence (512)")
     add("--seed", type=int, default=0, metavar="N", help="chooses the calibration sequences (0)")
@@ -67,14 +83,23 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=_n_cores(), metavar="N", help="CPU threads (all cores)")
     add("--head-bits", type=int, choices=(8, 16), default=8, help="embedding and head in Q8_0 or F16 (8)")
     add("--dry-run", action="store_true", help="print sizes, memory and time; convert nothing")
-    add("--dequantize", action="store_true", help="MODEL.sq.gguf to a Hugging Face folder OUT of the decoded weights")
+    add(
+        "--dequantize",
+        action="store_true",
+        help="MODEL.sq.gguf to a Hugging Face folder OUT of the decoded weights",
+    )
     add("--version", action="version", version=f"sq-convert {__version__}")
     return parser
 
 
 def _options(args: argparse.Namespace) -> Options:
     """The options, each within its range."""
-    for name, low, high in (("samples", 1, 1 << 31), ("seq_len", 2, 1 << 31), ("threads", 1, 1024), ("seed", 0, 1 << 64)):
+    for name, low, high in (
+        ("samples", 1, 1 << 31),
+        ("seq_len", 2, 1 << 31),
+        ("threads", 1, 1024),
+        ("seed", 0, 1 << 64),
+    ):
         if not low <= getattr(args, name) < high:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected {low} or more.")
     sensitive = args.sensitive
@@ -109,19 +134,25 @@ def _options(args: argparse.Namespace) -> Options:
     )
 
 
-def _quieten_libraries() -> None:
-    """No network, no warnings of libraries in between, and the same bits from any number of threads."""
+def _set_environment() -> None:
+    """Before PyTorch is imported: no network, no warnings of libraries in between, reproducible sums.
+
+    MKL's strict mode makes matrix products the same bits for any number of threads; threads that sleep while
+    they wait leave a shared machine to others.
+    """
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
+    os.environ["MKL_CBWR"] = "AVX2,STRICT"
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logging.getLogger("gguf").setLevel(logging.ERROR)
 
 
 def _os_error(error: OSError, out: Path) -> str:
     # numpy's tofile reports a short write without a number
     if error.errno in (errno.ENOSPC, errno.EDQUOT) or "requested and" in str(error):
-        return f"The disk is full: {out.absolute().parent}. Free some space; the same command goes on where it stopped."
+        folder = out.absolute().parent
+        return f"The disk is full: {folder}. Free some space; the same command goes on where it stopped."
     what = f"{error.filename}: " if error.filename else ""
     return f"{what}{error.strerror or error}."
 

@@ -90,4 +90,6 @@ def _candidates() -> Iterator[Path]:
 
     for folder in package_path:
         yield from (Path(folder) / name for name in _NAMES)
-    yield from (Path(__file__).parents[2] / "build" / name for name in _NAMES)
+    build = Path(__file__).parents[2] / "build"
+    for name in _NAMES:
+        yield from sorted(build.glob(f"**/{name}"))

@@ -1,4 +1,4 @@
-"""MODEL.sq.gguf back to a Hugging Face checkpoint: the decoded weights in float32, exactly as a runtime sees them."""
+"""MODEL.sq.gguf back to a Hugging Face checkpoint: the weights in float32, exactly as a runtime sees them."""
 
 from __future__ import annotations
 
@@ -32,9 +32,13 @@ class QuantizedFile:
         self.reader = read_gguf(path)
         version = gguf_number(self.reader, "squeezellm.version")
         if not version:
-            raise ConvertError(f"{path}: no SqueezeLLM file (it has no squeezellm.version); there is nothing to dequantize.")
+            raise ConvertError(
+                f"{path}: no SqueezeLLM file (it has no squeezellm.version); there is nothing to dequantize."
+            )
         if version > FORMAT_VERSION:
-            raise ConvertError(f"{path}: format version {version}, this converter knows {FORMAT_VERSION}; get a newer one.")
+            raise ConvertError(
+                f"{path}: format version {version}, this converter knows {FORMAT_VERSION}; get a newer one."
+            )
         self._tensors = {tensor.name: tensor for tensor in self.reader.tensors}
         names, bits, inputs = (self._array(f"squeezellm.matrix.{key}") for key in ("names", "bits", "inputs"))
         self._matrices = {name: (b, n) for name, b, n in zip(names, bits, inputs, strict=True)}
@@ -51,7 +55,9 @@ class QuantizedFile:
         try:
             if name in self._matrices:
                 bits, n_in = self._matrices[name]
-                parts = {part: self._plain(f"{name}.{part}") for part in PARTS if f"{name}.{part}" in self._tensors}
+                parts = {
+                    part: self._plain(f"{name}.{part}") for part in PARTS if f"{name}.{part}" in self._tensors
+                }
                 return decode_matrix(parts, n_in, bits)
             return self._plain(name).astype(np.float32)
         except (KeyError, ValueError, IndexError) as error:
@@ -71,7 +77,7 @@ class QuantizedFile:
 
 
 def dequantize(path: Path, out: Path, progress: Progress) -> None:
-    """Writes the folder ``out``: float32 safetensors, config.json, tokenizer files. It appears whole or not at all."""
+    """Writes the folder ``out``, whole or not at all: float32 safetensors, config.json, tokenizer files."""
     from transformers import AutoConfig
 
     file = QuantizedFile(path)
@@ -123,6 +129,13 @@ def _write_weights(file: QuantizedFile, tensors: Sequence[Tensor], folder: Path,
                 weights[tensor.source] = np.ascontiguousarray(file.read(tensor.name))
                 step.advance()
             save_file(weights, folder / name, metadata={"format": "pt"})
+            (folder / name).chmod(0o666 & ~_umask())  # safetensors gives it to the owner alone
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _shards(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -13,10 +13,10 @@ def kept_weights(
 ) -> NDArray[np.bool_]:
     """Mask ``[n_out, n_in]`` of the weights that leave the clustering.
 
-    ``outliers`` percent of the matrix by magnitude, ``sensitive`` percent by Fisher information; a weight may be
-    both. SqueezeLLM (arXiv 2306.07629, section 4.2) takes the weights with \\|w\\| above T = max(\\|Q1 - r IQR\\|,
-    \\|Q3 + r IQR\\|) and leaves r to be tuned until the share is right. T grows with r without a gap, so the r that
-    yields a share is the one whose T lies between that share's smallest weight and the next.
+    ``outliers`` percent of the matrix by magnitude, ``sensitive`` percent by Fisher information; a weight may
+    be both. SqueezeLLM (arXiv 2306.07629, section 4.2, and the authors' code) takes the weights whose
+    magnitude is above T = max(abs(Q1 - r IQR), abs(Q3 + r IQR)) and leaves r to be tuned until the share is
+    right. T grows with r without a gap, so that some r yields every share: it keeps the largest weights.
     """
     kept = largest(np.abs(values), _count(values, outliers))
     if fisher is not None and sensitive > 0:
@@ -33,7 +33,8 @@ def largest(scores: NDArray[np.float32], n: int) -> NDArray[np.bool_]:
     mask = flat > threshold
     ties = np.flatnonzero(flat == threshold)
     mask[ties[: n - int(mask.sum())]] = True
-    return mask.reshape(scores.shape)
+    result: NDArray[np.bool_] = mask.reshape(scores.shape)
+    return result
 
 
 def _count(values: NDArray[Any], percent: float) -> int:

@@ -56,7 +56,10 @@ def _pack_blocks(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
         words = _nibbles(codes)
     else:
         low, high = codes[:, :, :24], codes[:, :, 24:]
-        planes = [low[:, :, 8 * p : 8 * p + 8] | ((high >> p & 1) << 3) for p in range(3)]
+        planes = [
+            low[:, :, 8 * p : 8 * p + 8] | (high >> np.uint8(p) & np.uint8(1)) << np.uint8(3)
+            for p in range(3)
+        ]
         words = np.stack([_nibbles(plane) for plane in planes], axis=2)
     return np.ascontiguousarray(words.astype("<u4")).reshape(n_out, -1).view(np.uint8)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,16 @@ from .errors import ConvertError
 from .options import Options
 from .progress import Progress, duration, size
 from .quantize import PARTS, Recipe, quantize_matrix
-from .sources import TokenizerFiles, read_tokenizer
+from .sources import TokenizerSource, read_tokenizer
 from .workfolder import WorkFolder, hash_file, write_atomically
 
 STAGE_FILES = {"calibrate": ["fisher.safetensors"], "quantize": ["blk.*.safetensors"]}
 METHOD_COSTS = {
-    "kmeans": "kmeans needs no calibration, but does not know which weights matter: SmolLM2-135M then strays from the "
-    "original by a KL divergence of 1.01 at 4 bits and 3.99 at 3 bits, squeezellm by 0.41 and 1.64 (dense).",
-    "rtn": "rtn needs no calibration, but is the crudest way: SmolLM2-135M then strays from the original by a KL "
-    "divergence of 1.11 at 4 bits and 7.20 at 3 bits, squeezellm by 0.41 and 1.64 (dense).",
+    "kmeans": "kmeans needs no calibration, but does not know which weights matter: without kept weights, "
+    "SmolLM2-135M's KL divergence from the original is 1.01 at 4 bits and 3.99 at 3 bits; squeezellm's is 0.41 "
+    "and 1.64.",
+    "rtn": "rtn needs no calibration, but is the crudest way: without kept weights, SmolLM2-135M's KL "
+    "divergence from the original is 1.11 at 4 bits and 7.20 at 3 bits; squeezellm's is 0.41 and 1.64.",
 }
 
 
@@ -42,7 +44,7 @@ class Job:
     progress: Progress
     checkpoint: Checkpoint
     tensors: list[Tensor]
-    tokenizer: TokenizerFiles
+    tokenizer: TokenizerSource
     work: WorkFolder
     device: str
     sequences: NDArray[np.int64] | None  # [samples, seq_len], where the method calibrates
@@ -61,7 +63,7 @@ class Job:
 
 
 def convert(options: Options, progress: Progress) -> None:
-    """Converts ``options.model`` to ``options.out``; goes on where an interrupted run with the same inputs stopped."""
+    """Converts ``options.model`` to ``options.out``; goes on where an interrupted run of the same stopped."""
     start = time.monotonic()
     job = _check(options, progress)
     with job.work.locked():
@@ -86,7 +88,7 @@ def dry_run(options: Options, progress: Progress) -> None:
         print(line)
 
 
-# ---- check ------------------------------------------------------------------------------------------------------
+# ---- check -----------------------------------------------------------------------------
 
 
 def _check(options: Options, progress: Progress) -> Job:
@@ -96,9 +98,11 @@ def _check(options: Options, progress: Progress) -> Job:
     if options.quantizes and options.method in METHOD_COSTS:
         progress.say(METHOD_COSTS[options.method])
     for name in plan.f16_tables(options, tensors):
-        progress.say(f"{name}: stored in F16, since its rows are no multiple of {writer.Q8_BLOCK} (--head-bits 8).")
-    with progress.stage("check", 1, "tokenizer"):
-        tokenizer = read_tokenizer(checkpoint)
+        progress.say(
+            f"{name}: stored in F16, since its rows are no multiple of {writer.Q8_BLOCK} (--head-bits 8)."
+        )
+    tokenizer = read_tokenizer(checkpoint)
+    progress.say(f"check: {tokenizer.verdict}")
     device, sequences, calibration = "cpu", None, ""
     if options.calibrates:
         device = choose_device(options.device)
@@ -108,20 +112,22 @@ def _check(options: Options, progress: Progress) -> Job:
 
 
 def _calibration(
-    options: Options, checkpoint: Checkpoint, tokenizer: TokenizerFiles
+    options: Options, checkpoint: Checkpoint, tokenizer: TokenizerSource
 ) -> tuple[NDArray[np.int64], str]:
     """The token ids to calibrate on, and what squeezellm.calibration says of them."""
     context = checkpoint.config.max_position_embeddings
     if options.seq_len > context:
-        raise ConvertError(f"--seq-len {options.seq_len}: the model's context is {context} tokens; give at most that.")
+        raise ConvertError(
+            f"--seq-len {options.seq_len}: the model's context is {context} tokens; give at most that."
+        )
     name, content = read_text(options.calibration)
     sequences = choose_sequences(
         tokenizer.tokenizer, name, content, options.samples, options.seq_len, options.seed
     )
     if int(sequences.max()) >= checkpoint.config.vocab_size:
         raise ConvertError(
-            f"The tokenizer knows token {int(sequences.max())}, the model only {checkpoint.config.vocab_size} tokens: "
-            "they do not belong together."
+            f"The tokenizer knows token {int(sequences.max())}, the model only "
+            f"{checkpoint.config.vocab_size} tokens: they do not belong together."
         )
     digest = hashlib.sha256(content).hexdigest()
     return sequences, f"{name} sha256:{digest}, {options.samples} sequences of {options.seq_len} tokens"
@@ -132,12 +138,13 @@ def _descriptions(job: Job) -> dict[str, dict[str, Any]]:
     options = job.options
     paths = job.checkpoint.files()
     inputs: dict[str, Any] = {}
-    with job.progress.stage("check", sum(path.stat().st_size for path in paths) / 1e6, "MB") as step:
+    with job.progress.stage("check", sum(path.stat().st_size for path in paths), "bytes") as step:
         for path in paths:
-            inputs[path.name] = hash_file(path, lambda n: step.advance(n / 1e6))
+            inputs[path.name] = hash_file(path, step.advance)
     calibrate = {
         **inputs,
         "sq_convert": __version__,
+        "torch": metadata.version("torch") if options.calibrates else "",
         "calibration": job.calibration,
         "seed": options.seed if options.calibrates else 0,
         "device": job.device,
@@ -152,7 +159,7 @@ def _descriptions(job: Job) -> dict[str, dict[str, Any]]:
     return {"calibrate": calibrate, "quantize": quantize}
 
 
-# ---- calibrate and quantize -------------------------------------------------------------------------------------
+# ---- calibrate and quantize -----------------------------------------------------------------------------
 
 
 def _calibrate(job: Job) -> None:
@@ -165,7 +172,15 @@ def _calibrate(job: Job) -> None:
         job.progress.say(f"calibrate: going on after sequence {done}.")
     with job.progress.stage("calibrate", len(job.sequences), "sequences") as step:
         step.resume(done)
-        sum_fisher(job.checkpoint, job.tensors, job.sequences, job.fisher, job.device, job.options.threads, step.advance)
+        sum_fisher(
+            job.checkpoint,
+            job.tensors,
+            job.sequences,
+            job.fisher,
+            job.device,
+            job.options.threads,
+            step.advance,
+        )
 
 
 def _quantize(job: Job) -> None:
@@ -178,9 +193,9 @@ def _quantize(job: Job) -> None:
     todo = [block for block in blocks if not job.block_file(block).is_file()]
     if len(todo) < len(blocks):
         job.progress.say(f"quantize: {len(blocks) - len(todo)} of {len(blocks)} blocks are done already.")
-    per_block = sum(tensor.n_weights for tensor in job.matrices) / max(1, len(blocks)) / 1e6
-    with job.progress.stage("quantize", len(blocks) * per_block, "M weights") as step:
-        step.resume((len(blocks) - len(todo)) * per_block)
+    n_weights = {block: sum(t.n_weights for t in job.matrices if t.block == block) for block in blocks}
+    with job.progress.stage("quantize", sum(n_weights.values()), "weights") as step:
+        step.resume(sum(n_weights[block] for block in blocks if block not in todo))
         for block in todo:
             results: dict[str, NDArray[Any]] = {}
             for tensor in job.matrices:
@@ -190,11 +205,11 @@ def _quantize(job: Job) -> None:
                 fisher = job.fisher.read(tensor.name) if options.calibrates else None
                 parts = quantize_matrix(values, fisher, recipe, options.threads)
                 results |= {f"{tensor.name}.{part}": data for part, data in parts.items()}
-                step.advance(tensor.n_weights / 1e6)
-            write_atomically(job.block_file(block), lambda path, results=results: save_file(results, path))
+                step.advance(tensor.n_weights)
+            write_atomically(job.block_file(block), functools.partial(save_file, results))
 
 
-# ---- write ------------------------------------------------------------------------------------------------------
+# ---- write -----------------------------------------------------------------------------
 
 
 def _write(job: Job) -> None:
@@ -202,13 +217,13 @@ def _write(job: Job) -> None:
     freqs = job.checkpoint.family.rope_freqs(job.checkpoint.config)
     if freqs is not None:
         entries.append(writer.f32_entry("rope_freqs.weight", freqs.shape, lambda: freqs))
-    with job.progress.stage("write", writer.file_bytes(entries) / 1e6, "MB") as step:
+    with job.progress.stage("write", writer.file_bytes(entries), "bytes") as step:
         writer.write_file(
             job.options.out,
             job.checkpoint.family.gguf_name,
             lambda file: _add_keys(job, file),
             entries,
-            lambda n: step.advance(n / 1e6),
+            step.advance,
         )
 
 
@@ -248,7 +263,9 @@ def _quantized_entries(job: Job, tensor: Tensor) -> list[writer.Entry]:
         for name in (f"{tensor.name}.{part}" for part in PARTS):
             if name in present:
                 piece = file.get_slice(name)
-                entries.append(writer.Entry(name, tuple(piece.get_shape()), dtypes[piece.get_dtype()], load(name)))
+                entries.append(
+                    writer.Entry(name, tuple(piece.get_shape()), dtypes[piece.get_dtype()], load(name))
+                )
     return entries
 
 
@@ -277,7 +294,3 @@ def _summary(job: Job, seconds: float) -> str:
         f"{options.out}: {size(options.out.stat().st_size)}, {plan.quantization(options)}, "
         f"made in {duration(seconds)}. Try: sq-run {options.out}"
     )
-
-
-def free_bytes(path: Path) -> int:
-    return shutil.disk_usage(path).free

@@ -1,4 +1,4 @@
-"""What a conversion will need and give: sizes, memory, time. For --dry-run and for the check of free space."""
+"""What a conversion needs and gives: sizes, memory, time. For --dry-run and the check of free space."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def check_space(options: Options, tensors: Sequence[Tensor], work: Path) -> None
     free = shutil.disk_usage(work).free
     if free < needed:
         raise ConvertError(
-            f"{work.parent}: {size(free)} free on this disk, about {size(needed)} needed for the output and the work "
-            "folder. Free some, or give -o a path on another disk."
+            f"{work.parent}: {size(free)} free on this disk, about {size(needed)} needed for the output and "
+            "the work folder. Free some, or give -o a path on another disk."
         )
 
 
@@ -114,9 +114,16 @@ def _seconds(options: Options, n_all: int, n_matrix: int, device: str) -> float:
     if options.quantizes and options.method != "rtn":
         seconds += n_matrix * CLUSTER_SECONDS[options.bits] / options.threads
     if options.calibrates:
-        # Forward 2, gradients of activations 2, of weights 2 operations per weight and token; attention, the head's
-        # softmax and what is no product cost about as much again on a small model.
-        seconds += 2 * 6 * n_all * options.samples * options.seq_len / _operations_per_second(device, options.threads)
+        # Forward 2, gradients of activations 2, of weights 2 operations per weight and token; attention, the
+        # head's softmax and what is no product cost about as much again on a small model.
+        seconds += (
+            2
+            * 6
+            * n_all
+            * options.samples
+            * options.seq_len
+            / _operations_per_second(device, options.threads)
+        )
     return seconds
 
 

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 LINE_SECONDS = 5.0  # between two plain lines
@@ -41,10 +41,10 @@ class Progress:
     def stage(self, name: str, total: float, unit: str) -> Iterator[Step]:
         """Shows the named stage while the block runs; ``total`` units make it up."""
         if self._console.is_terminal:
-            columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
+            columns = (TextColumn("{task.description:<10}"), BarColumn(), TextColumn("{task.fields[amount]}"),
                        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
             with RichProgress(*columns, console=self._console) as bar:
-                yield _BarStep(bar, name, total)
+                yield _BarStep(bar, name, total, unit)
         else:
             step = _LineStep(self, name, total, unit)
             yield step
@@ -52,14 +52,20 @@ class Progress:
 
 
 class _BarStep(Step):
-    def __init__(self, bar: RichProgress, name: str, total: float) -> None:
-        self._bar, self._task = bar, bar.add_task(name, total=total)
+    def __init__(self, bar: RichProgress, name: str, total: float, unit: str) -> None:
+        self._bar, self._total, self._unit, self._done = bar, total, unit, 0.0
+        self._task = bar.add_task(name, total=total, amount="")
 
     def advance(self, n: float = 1) -> None:
-        self._bar.advance(self._task, n)
+        self._done += n
+        self._bar.update(self._task, advance=n, amount=_of(self._done, self._total, self._unit))
 
     def resume(self, n: float) -> None:
-        self._bar.update(self._task, completed=n)
+        self._done = n
+        # A task that starts anew does not count what was there as work of this moment.
+        self._bar.reset(
+            self._task, total=self._total, completed=int(n), amount=_of(n, self._total, self._unit)
+        )
 
 
 class _LineStep(Step):
@@ -75,7 +81,7 @@ class _LineStep(Step):
             self._spoken = now
             left = (now - self._start) / (self._done - self._resumed) * (self._total - self._done)
             self._progress.say(
-                f"{self._name}: {self._done:.0f} of {self._total:.0f} {self._unit}, {duration(left)} left"
+                f"{self._name}: {_of(self._done, self._total, self._unit)}, {duration(left)} left"
             )
 
     def resume(self, n: float) -> None:
@@ -83,8 +89,19 @@ class _LineStep(Step):
 
     def finish(self) -> None:
         self._progress.say(
-            f"{self._name}: {self._total:.0f} {self._unit}, {duration(time.monotonic() - self._start)}"
+            f"{self._name}: {amount(self._total, self._unit)}, {duration(time.monotonic() - self._start)}"
         )
+
+
+def amount(n: float, unit: str) -> str:
+    """ "92.4 MB", "106.2 M weights", "100 sequences"."""
+    if unit == "bytes":
+        return size(n)
+    return f"{n / 1e6:.1f} M {unit}" if n >= 1e6 else f"{n:.0f} {unit}"
+
+
+def _of(done: float, total: float, unit: str) -> str:
+    return f"{amount(done, unit).removesuffix(unit).rstrip()} of {amount(total, unit)}"
 
 
 def duration(seconds: float) -> str:

@@ -48,7 +48,9 @@ def quantize_matrix(
 def decode_matrix(parts: Mapping[str, NDArray[Any]], n_in: int, bits: int) -> NDArray[np.float32]:
     """The matrix that a runtime sees: table entries plus kept values, in f32."""
     indices = unpack(parts["codes"], n_in, bits)
-    values: NDArray[np.float32] = np.take_along_axis(parts["lut"].astype(np.float32), indices.astype(np.intp), axis=1)
+    values: NDArray[np.float32] = np.take_along_axis(
+        parts["lut"].astype(np.float32), indices.astype(np.intp), axis=1
+    )
     if "rows" in parts:
         row = np.repeat(np.arange(len(values)), np.diff(parts["rows"]))
         column = parts["cols"].view(np.uint16) if parts["cols"].dtype == np.int16 else parts["cols"]
@@ -59,12 +61,16 @@ def decode_matrix(parts: Mapping[str, NDArray[Any]], n_in: int, bits: int) -> ND
 def part_bytes(shape: tuple[int, ...], bits: int, n_sparse: int) -> int:
     """Bytes of a quantized matrix in the file, padding not counted."""
     n_out, n_in = shape
-    sparse = 4 * (n_out + 1) + n_sparse * (_column_type(n_in)().itemsize + 2) if n_sparse else 0
-    return n_out * (row_bytes(n_in, bits) + 2 * 2**bits) + sparse
+    column_bytes = 2 if _column_type(n_in) is np.int16 else 4
+    sparse = 4 * (n_out + 1) + n_sparse * (column_bytes + 2) if n_sparse else 0
+    return n_out * (row_bytes(n_in, bits) + (2 << bits)) + sparse
 
 
 def _sparse_parts(
-    values: NDArray[np.float32], kept: NDArray[np.bool_], table: NDArray[np.float16], indices: NDArray[np.uint8]
+    values: NDArray[np.float32],
+    kept: NDArray[np.bool_],
+    table: NDArray[np.float16],
+    indices: NDArray[np.uint8],
 ) -> dict[str, NDArray[Any]]:
     row, column = np.nonzero(kept)
     dense = table[row, indices[row, column]].astype(np.float32)
@@ -82,7 +88,7 @@ def _column_type(n_in: int) -> type[np.int16] | type[np.int32]:
 def _uniform_rows(
     values: NDArray[np.float32], kept: NDArray[np.bool_], k: int
 ) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
-    """Round to nearest: ``k`` entries at equal distances from a row's least to its largest value, kept ones apart."""
+    """Round to nearest: ``k`` entries, evenly from a row's least to its largest value that is not kept."""
     low = np.where(kept, np.inf, values).min(axis=1, keepdims=True)
     high = np.where(kept, -np.inf, values).max(axis=1, keepdims=True)
     low, high = np.where(low > high, 0, low), np.where(low > high, 0, high)  # a row that is wholly kept

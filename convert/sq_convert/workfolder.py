@@ -1,4 +1,4 @@
-"""OUT.sq.gguf.work/: what finished stages left behind, and the manifest that says what they were made from."""
+"""OUT.sq.gguf.work/: what finished stages left behind, and the manifest of what they were made from."""
 
 from __future__ import annotations
 
@@ -31,17 +31,21 @@ class WorkFolder:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise ConvertError(f"{self.path} is in use: another sq-convert is writing the same output.") from None
+                raise ConvertError(
+                    f"{self.path} is in use: another sq-convert is writing the same output."
+                ) from None
             yield
 
     def file(self, name: str) -> Path:
         return self.path / name
 
-    def keep_matching(self, stages: Mapping[str, Mapping[str, Any]], files: Mapping[str, list[str]]) -> list[str]:
+    def keep_matching(
+        self, stages: Mapping[str, Mapping[str, Any]], files: Mapping[str, list[str]]
+    ) -> list[str]:
         """Throws away every stage whose description differs from the manifest's, and those after it.
 
-        ``stages`` says, in order, what each stage's result depends on; ``files`` are glob patterns of its results.
-        Writes the manifest anew. Returns what was thrown away and why, a sentence each.
+        ``stages`` says, in order, what each stage's result depends on; ``files`` are glob patterns of its
+        results. Writes the manifest anew. Returns what was thrown away and why, a sentence each.
         """
         before = self._read_manifest()
         said: list[str] = []
@@ -53,11 +57,15 @@ class WorkFolder:
             stale = stale or bool(changed)
             results = [path for pattern in files[stage] for path in self.path.glob(pattern)]
             if stale and results:
-                reason = f"changed since: {', '.join(changed)}" if changed else "an earlier stage is done anew"
+                reason = (
+                    f"changed since: {', '.join(changed)}" if changed else "an earlier stage is done anew"
+                )
                 said.append(f"{stage}: starting over ({reason}).")
                 for path in results:
                     path.unlink()
-        write_atomically(self.file(MANIFEST), lambda path: path.write_text(json.dumps(dict(stages), indent=1)))
+        write_atomically(
+            self.file(MANIFEST), lambda path: path.write_text(json.dumps(dict(stages), indent=1))
+        )
         return said
 
     def remove(self) -> None:

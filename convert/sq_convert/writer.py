@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ class Entry:
 
     @property
     def n_bytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+        return math.prod(self.shape) * int(np.dtype(self.dtype).itemsize)
 
 
 def file_bytes(entries: Sequence[Entry]) -> int:
@@ -57,14 +58,18 @@ def write_file(
             writer.add_custom_alignment(ALIGNMENT)
             add_keys(writer)
             for entry in entries:
-                writer.add_tensor_info(entry.name, entry.shape, np.dtype(entry.dtype), entry.n_bytes, entry.type)
+                writer.add_tensor_info(
+                    entry.name, entry.shape, np.dtype(entry.dtype), entry.n_bytes, entry.type
+                )
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
             for entry in entries:
                 data = entry.load()
                 if data.shape != entry.shape or data.dtype != entry.dtype:
-                    raise ConvertError(f"{entry.name}: {data.shape} {data.dtype}, announced as {entry.shape}.")
+                    raise ConvertError(
+                        f"{entry.name}: {data.shape} {data.dtype}, announced as {entry.shape}."
+                    )
                 writer.write_tensor_data(data)
                 advance(data.nbytes)
         finally:
@@ -96,7 +101,9 @@ def add_json(writer: GGUFWriter, key: str, value: Any) -> None:
     add_text(writer, key, json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
 
 
-def table_entry(name: str, shape: tuple[int, ...], bits: int, read: Callable[[], NDArray[np.float32]]) -> Entry:
+def table_entry(
+    name: str, shape: tuple[int, ...], bits: int, read: Callable[[], NDArray[np.float32]]
+) -> Entry:
     """An embedding or head: Q8_0 for 8 bits where rows are a multiple of its blocks, else F16."""
     if bits == 8 and shape[1] % Q8_BLOCK == 0:
         stored = (shape[0], shape[1] // Q8_BLOCK * Q8_BLOCK_BYTES)

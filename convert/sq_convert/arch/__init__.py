@@ -1,7 +1,7 @@
 """Model families: how a Hugging Face architecture becomes GGUF keys and tensors.
 
-One file a family, one registry line a model type. A family says which tensors a configuration implies, what the
-hyperparameters are called in GGUF, and refuses, with a sentence, what the runtime would compute wrongly.
+One file a family, one registry line a model type. A family says which tensors a configuration implies, what
+the hyperparameters are called in GGUF, and refuses, with a sentence, what the runtime would compute wrongly.
 """
 
 from __future__ import annotations
@@ -21,8 +21,13 @@ __all__ = ["Family", "Kind", "Tensor", "family_of_gguf", "family_of_model_type"]
 class Family(Protocol):
     """What the converter asks of a family; ``config`` is a ``transformers`` configuration."""
 
-    gguf_name: str  # general.architecture
-    model_class: str  # of transformers, for the configuration written by --dequantize
+    @property
+    def gguf_name(self) -> str:
+        """general.architecture."""
+
+    @property
+    def model_class(self) -> str:
+        """The class of transformers that a GGUF file's configuration lacks."""
 
     def check(self, config: Any) -> None:
         """Raises ConvertError where the configuration asks for something that is not supported."""
@@ -59,5 +64,7 @@ def family_of_gguf(architecture: str) -> Family:
 
 def _find(families: dict[str, Family], name: str, what: str) -> Family:
     if name not in families:
-        raise ConvertError(f"The {what} {name!r} is not supported; supported are: {', '.join(sorted(families))}.")
+        raise ConvertError(
+            f"The {what} {name!r} is not supported; supported are: {', '.join(sorted(families))}."
+        )
     return families[name]

@@ -30,7 +30,9 @@ class LlamaFamily:
                 f"{config.num_key_value_heads} key-value heads evenly."
             )
         if _head_dim(config) % 2:
-            raise ConvertError(f"config.json: head_dim is {_head_dim(config)}; rotary embedding needs an even one.")
+            raise ConvertError(
+                f"config.json: head_dim is {_head_dim(config)}; rotary embedding needs an even one."
+            )
         rope = _rope(config)
         if rope["rope_type"] not in _ROPE_TYPES:
             raise ConvertError(
@@ -38,7 +40,9 @@ class LlamaFamily:
                 f"supported are: {', '.join(_ROPE_TYPES)}."
             )
         if rope.get("partial_rotary_factor", 1.0) != 1.0:
-            raise ConvertError("config.json: partial_rotary_factor other than 1 is not supported for this model type.")
+            raise ConvertError(
+                "config.json: partial_rotary_factor other than 1 is not supported for this model type."
+            )
 
     def tensors(self, config: Any) -> list[Tensor]:
         n_embd, n_ff = config.hidden_size, config.intermediate_size
@@ -57,18 +61,31 @@ class LlamaFamily:
         ]
         norms = [("attn_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm")]
 
-        tensors = [Tensor("token_embd.weight", "model.embed_tokens.weight", (config.vocab_size, n_embd), Kind.TABLE)]
+        tensors = [
+            Tensor("token_embd.weight", "model.embed_tokens.weight", (config.vocab_size, n_embd), Kind.TABLE)
+        ]
         for n in range(config.num_hidden_layers):
             blk, layer = f"blk.{n}", f"model.layers.{n}"
             for name, source in norms:
-                tensors.append(Tensor(f"{blk}.{name}.weight", f"{layer}.{source}.weight", (n_embd,), Kind.VECTOR, n))
+                tensors.append(
+                    Tensor(f"{blk}.{name}.weight", f"{layer}.{source}.weight", (n_embd,), Kind.VECTOR, n)
+                )
             for name, source, n_out, n_in, bias, heads in linear:
                 tensors.append(
-                    Tensor(f"{blk}.{name}.weight", f"{layer}.{source}.weight", (n_out, n_in), Kind.MATRIX, n, heads)
+                    Tensor(
+                        f"{blk}.{name}.weight",
+                        f"{layer}.{source}.weight",
+                        (n_out, n_in),
+                        Kind.MATRIX,
+                        n,
+                        heads,
+                    )
                 )
                 if bias:
                     tensors.append(
-                        Tensor(f"{blk}.{name}.bias", f"{layer}.{source}.bias", (n_out,), Kind.VECTOR, n, heads)
+                        Tensor(
+                            f"{blk}.{name}.bias", f"{layer}.{source}.bias", (n_out,), Kind.VECTOR, n, heads
+                        )
                     )
         tensors.append(Tensor("output_norm.weight", "model.norm.weight", (n_embd,), Kind.VECTOR))
         if not config.tie_word_embeddings:
@@ -76,8 +93,8 @@ class LlamaFamily:
         return tensors
 
     def ignored(self, name: str) -> bool:
-        # Old checkpoints store the rotation frequencies; tied ones sometimes store the head again; a GGUF file's
-        # divisors have become part of the configuration.
+        # Old checkpoints store the rotation frequencies; tied ones sometimes store the head again; a GGUF
+        # file's divisors have become part of the configuration.
         return name.endswith("rotary_emb.inv_freq") or name in ("lm_head.weight", "rope_freqs.weight")
 
     def keys(self, config: Any) -> dict[str, int | float]:
@@ -121,7 +138,7 @@ def llama3_divisors(rope: dict[str, Any], half: int) -> NDArray[np.float32]:
     original, factor = rope["original_max_position_embeddings"], rope["factor"]
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     smooth = np.clip((original / wavelength - low) / (high - low), 0, 1)
-    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+    return np.asarray(1 / ((1 - smooth) / factor + smooth), np.float32)
 
 
 def _head_dim(config: Any) -> int:
