@@ -9,7 +9,8 @@
  * neither hang nor exhaust the machine; real ones need a handful of steps a character. */
 enum {
     PATTERN_BYTES_MAX = 1 << 16,
-    MATCH_STEPS_MAX = 20 * 1000 * 1000,
+    MATCH_STEPS = 10000, /* allowed from one place in the text, and for each of its bytes: */
+    MATCH_STEPS_PER_BYTE = 32,
     HEAP_KIB_MAX = 512 * 1024,
     JIT_STACK_BYTES_MIN = 32 * 1024,
     JIT_STACK_BYTES_MAX = 1024 * 1024
@@ -69,7 +70,6 @@ bool sq_split_work_create(sq_split_work *work) {
     work->stack = pcre2_jit_stack_create(JIT_STACK_BYTES_MIN, JIT_STACK_BYTES_MAX, NULL);
     if (!work->data || !work->limits)
         return false;
-    pcre2_set_match_limit(work->limits, MATCH_STEPS_MAX);
     pcre2_set_heap_limit(work->limits, HEAP_KIB_MAX);
     if (work->stack) /* without it the JIT uses 32 KiB of the thread's own */
         pcre2_jit_stack_assign(work->limits, NULL, work->stack);
@@ -97,6 +97,8 @@ static int find(const split_job *job, size_t pattern, const char *text, size_t n
                 size_t *start, size_t *end) {
     const pcre2_code *code = job->splitter->patterns[pattern];
     PCRE2_SPTR subject = (PCRE2_SPTR)text;
+    uint64_t steps = MATCH_STEPS + (uint64_t)MATCH_STEPS_PER_BYTE * n_bytes;
+    pcre2_set_match_limit(job->work->limits, steps < UINT32_MAX ? (uint32_t)steps : UINT32_MAX);
     int rc =
         pcre2_match(code, subject, n_bytes, offset, PCRE2_NO_UTF_CHECK, job->work->data, job->work->limits);
     if (rc == PCRE2_ERROR_JIT_STACKLIMIT) /* the interpreter keeps its stack on the heap */

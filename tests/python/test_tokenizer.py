@@ -66,7 +66,9 @@ def test_whole_tokens_first() -> None:
     backend = hf.backend_tokenizer
     vocab = {**backend.get_vocab(with_added_tokens=False), "Ġzebra": len(hf)}
     merges = export_tokenizer(hf, len(hf)).merges
-    tokenizer = Tokenizer(models.BPE(vocab, [tuple(m.split(" ")) for m in merges], ignore_merges=True))
+    tokenizer = Tokenizer(
+        models.BPE(vocab, [(m.split(" ")[0], m.split(" ")[1]) for m in merges], ignore_merges=True)
+    )
     tokenizer.pre_tokenizer, tokenizer.decoder = backend.pre_tokenizer, backend.decoder
     whole = wrap(tokenizer)
     data = export_tokenizer(whole, len(hf) + 1)
