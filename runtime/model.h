@@ -47,7 +47,7 @@ struct sq_model {
     const sq_arch *arch;
     const sq_kernels *kernels;
     sq_tokenizer *tokenizer;
-    sq_chat *chat;           /* never NULL; holds the reason where chat is not possible */
+    sq_chat *chat; /* never NULL; holds the reason where chat is not possible */
 
     sq_hparams hparams;
     sq_linear embedding; /* [n_vocab, n_embd] */

@@ -63,8 +63,7 @@ typedef struct sq_model_options {
 
 /* Maps and checks the file. `options` may be NULL. The weights stay in the page cache and are read
  * from there; opening costs milliseconds. */
-sq_status sq_model_open(const char *path, const sq_model_options *options, sq_model **model,
-                        sq_error *error);
+sq_status sq_model_open(const char *path, const sq_model_options *options, sq_model **model, sq_error *error);
 void sq_model_close(sq_model *model);
 
 /* What a model is. Strings live as long as the model. */
@@ -73,18 +72,18 @@ typedef struct sq_model_info {
     const char *name;         /* general.name, or "" */
     const char *cpu;          /* the instruction set in use: "avx512" */
     uint32_t n_layers;
-    uint32_t n_embd;          /* width of the residual stream */
+    uint32_t n_embd; /* width of the residual stream */
     uint32_t n_ff;
     uint32_t n_heads;
     uint32_t n_kv_heads;
     uint32_t head_dim;
     uint32_t n_vocab;
-    uint32_t n_ctx_train;     /* the context the model was trained for, in tokens */
-    uint64_t n_params;        /* weights of all matrices and vectors */
+    uint32_t n_ctx_train; /* the context the model was trained for, in tokens */
+    uint64_t n_params;    /* weights of all matrices and vectors */
     uint64_t file_bytes;
-    uint64_t token_bytes;     /* bytes of weights read to generate one token, KV cache not counted */
-    double bits_per_weight;   /* of the blocks' matrices: codes, tables, sparse values, row pointers */
-    double sparse_share;      /* kept weights / weights of the blocks' matrices, 0…1 */
+    uint64_t token_bytes;   /* bytes of weights read to generate one token, KV cache not counted */
+    double bits_per_weight; /* of the blocks' matrices: codes, tables, sparse values, row pointers */
+    double sparse_share;    /* kept weights / weights of the blocks' matrices, 0…1 */
 } sq_model_info;
 
 void sq_model_get_info(const sq_model *model, sq_model_info *info);
@@ -99,17 +98,15 @@ typedef struct sq_tensor_info {
     uint32_t n_out;   /* rows; 1 for a vector */
     uint32_t n_in;    /* columns */
     uint64_t n_sparse;
-    uint64_t bytes;   /* all of it: codes, tables, sparse values, row pointers */
-    double bits;      /* 8 · bytes / (n_out · n_in) */
+    uint64_t bytes; /* all of it: codes, tables, sparse values, row pointers */
+    double bits;    /* 8 · bytes / (n_out · n_in) */
 } sq_tensor_info;
 
 size_t sq_model_n_tensors(const sq_model *model);
-sq_status sq_model_get_tensor(const sq_model *model, size_t index, sq_tensor_info *info,
-                              sq_error *error);
+sq_status sq_model_get_tensor(const sq_model *model, size_t index, sq_tensor_info *info, sq_error *error);
 
 /* Decodes row `row` of tensor `index` to f32, dense plus sparse; `out` is [n_in]. */
-sq_status sq_model_read_row(const sq_model *model, size_t index, uint32_t row, float *out,
-                            sq_error *error);
+sq_status sq_model_read_row(const sq_model *model, size_t index, uint32_t row, float *out, sq_error *error);
 
 /* A string of the file's metadata, or NULL where the key is missing or no string ("general.name").
  * Lives as long as the model. */
@@ -130,8 +127,8 @@ enum {
 /* Writes at most `capacity` tokens to `tokens` and the number the text has to `n_tokens`. Where that
  * is more than `capacity` nothing is lost: call again with room (capacity 0 and tokens NULL asks for
  * the number alone). `text` need not be zero-terminated; invalid UTF-8 is taken byte by byte. */
-sq_status sq_tokenize(const sq_model *model, const char *text, size_t n_bytes, int flags,
-                      sq_token *tokens, size_t capacity, size_t *n_tokens, sq_error *error);
+sq_status sq_tokenize(const sq_model *model, const char *text, size_t n_bytes, int flags, sq_token *tokens,
+                      size_t capacity, size_t *n_tokens, sq_error *error);
 
 /* The bytes of one token as they appear in running text (a token may be part of a character). Control
  * tokens have none unless `special`. Lives as long as the model; NULL for an id out of range. */
@@ -147,8 +144,8 @@ sq_status sq_detokenize(const sq_model *model, const sq_token *tokens, size_t n_
  * may print now. Bytes that can never become valid count as whole. */
 size_t sq_utf8_complete(const char *text, size_t n_bytes);
 
-sq_token sq_token_bos(const sq_model *model);               /* -1 where the model has none */
-sq_token sq_token_eos(const sq_model *model);               /* -1 where the model has none */
+sq_token sq_token_bos(const sq_model *model);                 /* -1 where the model has none */
+sq_token sq_token_eos(const sq_model *model);                 /* -1 where the model has none */
 bool sq_token_is_stop(const sq_model *model, sq_token token); /* ends an answer */
 bool sq_token_is_control(const sq_model *model, sq_token token);
 
@@ -181,8 +178,8 @@ typedef struct sq_session_options {
 } sq_session_options;
 
 /* `options` may be NULL. Everything a session needs is allocated here, nothing while it runs. */
-sq_status sq_session_create(const sq_model *model, const sq_session_options *options,
-                            sq_session **session, sq_error *error);
+sq_status sq_session_create(const sq_model *model, const sq_session_options *options, sq_session **session,
+                            sq_error *error);
 void sq_session_free(sq_session *session);
 
 uint32_t sq_session_n_ctx(const sq_session *session);
@@ -194,13 +191,13 @@ const sq_token *sq_session_tokens(const sq_session *session, size_t *n_tokens);
 /* Makes the timeline exactly `tokens`: keeps the longest common prefix, computes the rest. The usual
  * way to prepare a prompt. At least one token. `n_kept` (may be NULL) is set to the tokens that were
  * kept. On SQ_ERROR_CONTEXT nothing has changed; on SQ_ERROR_CANCELLED the timeline is a prefix. */
-sq_status sq_session_sync(sq_session *session, const sq_token *tokens, size_t n_tokens,
-                          size_t *n_kept, sq_error *error);
+sq_status sq_session_sync(sq_session *session, const sq_token *tokens, size_t n_tokens, size_t *n_kept,
+                          sq_error *error);
 
 /* Appends tokens to the timeline. `logits`, where not NULL, receives [n_tokens, n_vocab]: after each
  * token, the logits of the next. */
-sq_status sq_session_append(sq_session *session, const sq_token *tokens, size_t n_tokens,
-                            float *logits, sq_error *error);
+sq_status sq_session_append(sq_session *session, const sq_token *tokens, size_t n_tokens, float *logits,
+                            sq_error *error);
 
 /* Forgets all but the first n_tokens tokens. The logits are those of no token until the next append
  * or sync. */
@@ -223,15 +220,15 @@ typedef struct sq_logit_bias {
 /* Order: bias, penalties, temperature, top-k, top-p, min-p, draw. Temperature 0 takes the largest
  * logit, the lowest id at ties. sq_sampler_defaults fills in what the comments say. */
 typedef struct sq_sampler_options {
-    float temperature;          /* 0.7 */
-    uint32_t top_k;             /* 40; 0: off */
-    float top_p;                /* 0.95; 1: off */
-    float min_p;                /* 0.05; 0: off */
-    float repeat_penalty;       /* 1.0: off; divides positive, multiplies negative logits */
-    float presence_penalty;     /* 0.0: off; subtracted once for a token seen */
-    float frequency_penalty;    /* 0.0: off; subtracted for each time a token was seen */
-    uint32_t penalty_window;    /* 64: how many accepted tokens the penalties look back on */
-    uint64_t seed;              /* 0 */
+    float temperature;           /* 0.7 */
+    uint32_t top_k;              /* 40; 0: off */
+    float top_p;                 /* 0.95; 1: off */
+    float min_p;                 /* 0.05; 0: off */
+    float repeat_penalty;        /* 1.0: off; divides positive, multiplies negative logits */
+    float presence_penalty;      /* 0.0: off; subtracted once for a token seen */
+    float frequency_penalty;     /* 0.0: off; subtracted for each time a token was seen */
+    uint32_t penalty_window;     /* 64: how many accepted tokens the penalties look back on */
+    uint64_t seed;               /* 0 */
     const sq_logit_bias *biases; /* [n_biases], copied */
     size_t n_biases;
 } sq_sampler_options;
@@ -240,8 +237,8 @@ typedef struct sq_sampler sq_sampler;
 
 void sq_sampler_defaults(sq_sampler_options *options);
 /* `options` NULL: the defaults. */
-sq_status sq_sampler_create(const sq_model *model, const sq_sampler_options *options,
-                            sq_sampler **sampler, sq_error *error);
+sq_status sq_sampler_create(const sq_model *model, const sq_sampler_options *options, sq_sampler **sampler,
+                            sq_error *error);
 void sq_sampler_free(sq_sampler *sampler);
 /* Draws the next token from `logits` [n_vocab], which stay as they are. */
 sq_token sq_sampler_sample(sq_sampler *sampler, const float *logits);
