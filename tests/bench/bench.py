@@ -32,6 +32,10 @@ class Candidate:
     path: Path
     samples: list[dict[str, float]] = field(default_factory=list)
 
+    def measure(self, args: argparse.Namespace) -> None:
+        """Appends one sample: tokens a second as `prompt` and `generation`."""
+        raise NotImplementedError
+
     def median(self, key: str) -> float | None:
         values = [s[key] for s in self.samples if key in s]
         return statistics.median(values) if values else None
@@ -153,7 +157,9 @@ def machine() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--smollm2", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--peer-python", required=True)
@@ -182,9 +188,9 @@ def main() -> None:
                 candidate.close()
         tables.append(table(title, found, args))
     args.out.write_text(
-        (HERE / "BENCHMARKS.head.md").read_text().format(
-            machine=machine(), threads=args.threads, rounds=args.rounds
-        )
+        (HERE / "BENCHMARKS.head.md")
+        .read_text()
+        .format(machine=machine(), threads=args.threads, rounds=args.rounds)
         + "\n".join(tables)
     )
     print(args.out.read_text())

@@ -69,7 +69,9 @@ def draw(shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray[Any,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
