@@ -61,6 +61,9 @@ void sq_cpu_run_init(sq_run *run, const sq_model *model, uint32_t n_ctx, uint32_
 
 /* ---- shares ------------------------------------------------------------------------------------ */
 
+/* Rows are dealt out in whole cache lines of output. */
+enum { ROW_GRAIN = 16 };
+
 /* The part [first, last) of n things that is `thread`'s; borders are multiples of `grain`. */
 typedef struct share {
     uint32_t first, last;
@@ -138,7 +141,7 @@ static void cpu_norm_linears(sq_run *run, const float *norm, const sq_linear *co
     uint32_t n_rows = 0;
     for (uint32_t i = 0; i < n; i++)
         n_rows += linears[i]->w.n_out;
-    share mine = share_of(run, n_rows, SQ_GEMM_ROWS, thread);
+    share mine = share_of(run, n_rows, ROW_GRAIN, thread);
     uint32_t base = 0;
     for (uint32_t i = 0; i < n; i++) {
         uint32_t end = base + linears[i]->w.n_out;
@@ -205,7 +208,7 @@ static void cpu_attend(sq_run *run, uint32_t layer, uint32_t thread) {
 }
 
 static void cpu_linear_add(sq_run *run, const sq_linear *linear, const sq_rows *in, uint32_t thread) {
-    share rows = share_of(run, linear->w.n_out, SQ_GEMM_ROWS, thread);
+    share rows = share_of(run, linear->w.n_out, ROW_GRAIN, thread);
     linear_rows(run, linear, in->data, in->stride, run->n_tokens, run->h.data, run->h.stride, rows, thread);
     for (uint32_t t = 0; t < run->n_tokens; t++)
         run->model->kernels->add(row_at(&run->x, t) + rows.first, row_at(&run->h, t) + rows.first,
@@ -218,7 +221,7 @@ static void cpu_linear_add(sq_run *run, const sq_linear *linear, const sq_rows *
 static void cpu_gate_up(sq_run *run, const float *norm, const sq_linear *gate, const sq_linear *up,
                         uint32_t thread) {
     const float *in = norm_rows(run, norm, 0, thread);
-    share rows = share_of(run, gate->w.n_out, SQ_GEMM_ROWS, thread);
+    share rows = share_of(run, gate->w.n_out, ROW_GRAIN, thread);
     linear_rows(run, gate, in, run->h.stride, run->n_tokens, run->gate.data, run->gate.stride, rows, thread);
     linear_rows(run, up, in, run->h.stride, run->n_tokens, run->up.data, run->up.stride, rows, thread);
     for (uint32_t t = 0; t < run->n_tokens; t++) {
@@ -232,7 +235,7 @@ static void cpu_logits(sq_run *run, const float *norm, const sq_linear *head, ui
     if (!run->n_logits)
         return;
     const float *in = norm_rows(run, norm, run->n_tokens - run->n_logits, thread);
-    share rows = share_of(run, head->w.n_out, SQ_GEMM_ROWS, thread);
+    share rows = share_of(run, head->w.n_out, ROW_GRAIN, thread);
     linear_rows(run, head, in, run->h.stride, run->n_logits, run->logits, head->w.n_out, rows, thread);
     sq_pool_barrier(run->pool);
 }
