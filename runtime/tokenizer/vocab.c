@@ -77,21 +77,23 @@ static int byte_of_name(const sq_vocab_token *token) {
 
 /* ---- finding --------------------------------------------------------------------------------- */
 
-static uint64_t hash_text(const char *text, size_t n_bytes) {
+static uint32_t hash_text(const char *text, size_t n_bytes) {
     uint64_t hash = sq_hash_start();
     for (size_t i = 0; i < n_bytes; i++)
         hash = sq_hash_byte(hash, text[i]);
-    return hash;
+    return sq_hash_end(hash);
 }
 
 typedef enum map_key { BY_TEXT, BY_NAME } map_key;
 
 /* The slot that holds the token with this key, or the free one where it belongs. */
-static uint32_t *map_slot(const sq_vocab *vocab, const sq_vocab_map *map, map_key by, const char *key,
-                          size_t n_bytes, uint64_t hash) {
-    uint32_t i = sq_hash_slot(hash) & map->mask;
-    for (; map->slots[i]; i = (i + 1) & map->mask) {
-        const sq_vocab_token *token = &vocab->tokens[map->slots[i] - 1];
+static sq_vocab_slot *map_slot(const sq_vocab *vocab, const sq_vocab_map *map, map_key by, const char *key,
+                               size_t n_bytes, uint32_t hash) {
+    uint32_t i = hash & map->mask;
+    for (; map->slots[i].id; i = (i + 1) & map->mask) {
+        if (map->slots[i].hash != hash)
+            continue;
+        const sq_vocab_token *token = &vocab->tokens[map->slots[i].id - 1];
         size_t length = by == BY_NAME ? token->name_bytes : token->text_bytes;
         if (length == n_bytes && memcmp(by == BY_NAME ? token->name : token->text, key, n_bytes) == 0)
             break;
@@ -100,8 +102,8 @@ static uint32_t *map_slot(const sq_vocab *vocab, const sq_vocab_map *map, map_ke
 }
 
 sq_token sq_vocab_find(const sq_vocab *vocab, const char *text, size_t n_bytes) {
-    uint64_t hash = hash_text(text, n_bytes);
-    return (sq_token)*map_slot(vocab, &vocab->words, BY_TEXT, text, n_bytes, hash) - 1;
+    uint32_t hash = hash_text(text, n_bytes);
+    return (sq_token)map_slot(vocab, &vocab->words, BY_TEXT, text, n_bytes, hash)->id - 1;
 }
 
 sq_token sq_vocab_match_special(const sq_vocab *vocab, const char *text, size_t n_bytes,
@@ -115,7 +117,9 @@ sq_token sq_vocab_match_special(const sq_vocab *vocab, const char *text, size_t 
         hash = sq_hash_byte(hash, text[length - 1]);
         if (!vocab->special_lengths[length])
             continue;
-        sq_token token = (sq_token)*map_slot(vocab, &vocab->specials, BY_NAME, text, length, hash) - 1;
+        const sq_vocab_slot *slot =
+            map_slot(vocab, &vocab->specials, BY_NAME, text, length, sq_hash_end(hash));
+        sq_token token = (sq_token)slot->id - 1;
         if (token >= 0 && (length <= trusted_bytes || vocab->tokens[token].type == SQ_TOKEN_USER))
             best = token;
     }
@@ -237,19 +241,19 @@ static sq_status map_words(sq_vocab *vocab, sq_error *error) {
         const sq_vocab_token *token = &vocab->tokens[i];
         if (!is_word(token->type))
             continue;
-        uint64_t hash = hash_text(token->text, token->text_bytes);
-        uint32_t *slot = map_slot(vocab, &vocab->words, BY_TEXT, token->text, token->text_bytes, hash);
-        if (!*slot) {
-            *slot = i + 1;
+        uint32_t hash = hash_text(token->text, token->text_bytes);
+        sq_vocab_slot *slot = map_slot(vocab, &vocab->words, BY_TEXT, token->text, token->text_bytes, hash);
+        if (!slot->id) {
+            *slot = (sq_vocab_slot){i + 1, hash};
             continue;
         }
-        const sq_vocab_token *other = &vocab->tokens[*slot - 1];
+        const sq_vocab_token *other = &vocab->tokens[slot->id - 1];
         /* Two names may read as one text ("é" plain and as the byte E9): then the normal token is the
          * word. One name twice is damage. */
         if (other->name_bytes == token->name_bytes && !memcmp(other->name, token->name, token->name_bytes))
-            return duplicate(*slot - 1, i, error);
+            return duplicate(slot->id - 1, i, error);
         if (token->type == SQ_TOKEN_NORMAL && other->type != SQ_TOKEN_NORMAL)
-            *slot = i + 1;
+            slot->id = i + 1;
     }
     return SQ_OK;
 }
@@ -261,11 +265,12 @@ static sq_status map_specials(sq_vocab *vocab, sq_error *error) {
         const sq_vocab_token *token = &vocab->tokens[i];
         if (!is_special(token->type))
             continue;
-        uint64_t hash = hash_text(token->name, token->name_bytes);
-        uint32_t *slot = map_slot(vocab, &vocab->specials, BY_NAME, token->name, token->name_bytes, hash);
-        if (*slot)
-            return duplicate(*slot - 1, i, error);
-        *slot = i + 1;
+        uint32_t hash = hash_text(token->name, token->name_bytes);
+        sq_vocab_slot *slot =
+            map_slot(vocab, &vocab->specials, BY_NAME, token->name, token->name_bytes, hash);
+        if (slot->id)
+            return duplicate(slot->id - 1, i, error);
+        *slot = (sq_vocab_slot){i + 1, hash};
         vocab->special_starts[(uint8_t)token->name[0]] = true;
         vocab->special_lengths[token->name_bytes] = true;
         if (token->name_bytes > vocab->special_bytes_max)

@@ -29,9 +29,14 @@ typedef struct sq_vocab_token {
     uint8_t type;
 } sq_vocab_token;
 
-/* Open addressing: a slot holds a token's id + 1, or 0. */
+/* Open addressing. The hash beside the id spares most looks at other tokens. */
+typedef struct sq_vocab_slot {
+    uint32_t id; /* the token's + 1; 0: free */
+    uint32_t hash;
+} sq_vocab_slot;
+
 typedef struct sq_vocab_map {
-    uint32_t *slots;
+    sq_vocab_slot *slots;
     uint32_t mask;
 } sq_vocab_map;
 
@@ -68,7 +73,7 @@ static inline uint64_t sq_hash_byte(uint64_t hash, char byte) {
 static inline uint64_t sq_hash_start(void) {
     return 0xCBF29CE484222325u;
 }
-static inline uint32_t sq_hash_slot(uint64_t hash) {
+static inline uint32_t sq_hash_end(uint64_t hash) {
     return (uint32_t)(hash ^ hash >> 32);
 }
 
