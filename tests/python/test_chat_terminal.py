@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import stat
 import subprocess
@@ -220,6 +221,18 @@ def test_full_context_is_said(chat: Open, tmp_path: Path) -> None:
     assert saved(terminal, tmp_path / "after.json") == before
     terminal.say("/clear")
     assert terminal.ask("A dog")
+
+
+def test_control_characters_of_a_model_never_reach_the_terminal(sq_run: str, stories4: Path) -> None:
+    """Nearly uniform draws among 512 tokens, 256 of which are single bytes."""
+    draw = "--temp 100 --top-k 0 --top-p 1 --min-p 0 --seed 1"
+    command = f"{sq_run} {stories4} --raw -p x -n 400 --threads 1 {draw}"
+    piped = subprocess.run(shlex.split(command), capture_output=True, stdin=subprocess.DEVNULL).stdout
+    shown = pexpect.run(command)
+    control = set(range(0x20)) - set(b"\r\n\t") | {0x7F}
+    assert set(piped) & control, "a pipe gets what the model said"
+    assert not set(shown) & control
+    shown.decode()  # valid UTF-8
 
 
 def test_control_characters_of_a_file_never_reach_the_terminal(chat: Open, tmp_path: Path) -> None:

@@ -25,6 +25,21 @@ void answer_free(answer *a) {
     *a = (answer){0};
 }
 
+bool answer_decode(const sq_model *model, const sq_token *tokens, size_t n_tokens, text *out) {
+    size_t n, n_again;
+    if (sq_detokenize(model, tokens, n_tokens, false, NULL, 0, &n, NULL)) {
+        return false;
+    }
+    out->bytes = memory_resize(out->bytes, n + 1, 1);
+    out->capacity = n + 1;
+    if (sq_detokenize(model, tokens, n_tokens, false, out->bytes, n, &n_again, NULL)) {
+        return false;
+    }
+    out->n = n;
+    out->bytes[n] = '\0';
+    return true;
+}
+
 void answer_append_advice(text *out, const sq_model *model, const sq_session *session) {
     sq_model_info info;
     sq_model_get_info(model, &info);

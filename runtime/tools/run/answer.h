@@ -36,6 +36,9 @@ typedef struct generator {
 answer_end answer_generate(generator *g, const sq_token *prompt, size_t n_prompt, answer *a, sq_error *error);
 void answer_free(answer *a);
 
+/* The text of tokens, as the original tokenizer's decode() has it; replaces what is in `out`. */
+bool answer_decode(const sq_model *model, const sq_token *tokens, size_t n_tokens, text *out);
+
 /* What to do about a full context: "--ctx TOKENS makes room, up to 2048", or that the model takes no more. */
 void answer_append_advice(text *out, const sq_model *model, const sq_session *session);
 

@@ -83,14 +83,18 @@ static void say_end(const chat *c, answer_end end, size_t n_prompt, const sq_err
 }
 
 /* Keeps the answer, or, where it is empty, takes an unanswered question back: templates need not allow
- * empty answers. */
+ * empty answers. What is kept is the tokens' text, with the white space that is not shown at its start,
+ * for that is what the model wrote. */
 static void keep_answer(chat *c) {
     const answer *a = &c->answer;
-    if (a->content.n > 0) {
-        dialogue_answer(&c->dialogue, text_string(&a->content), a->tokens, a->n_tokens);
+    text kept = {0};
+    if (a->content.n > 0 && answer_decode(c->model, a->tokens, a->n_tokens, &kept)) {
+        kept.bytes[sq_utf8_complete(kept.bytes, kept.n)] = '\0';
+        dialogue_answer(&c->dialogue, kept.bytes, a->tokens, a->n_tokens);
     } else if (!c->dialogue.turns[c->dialogue.n_turns - 1].assistant) {
         dialogue_undo(&c->dialogue);
     }
+    text_free(&kept);
 }
 
 bool chat_answer(chat *c) {

@@ -1,5 +1,7 @@
 #include "dialogue.h"
 
+#include "answer.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -82,25 +84,10 @@ static sq_status tokenize_messages(const sq_model *model, const sq_message *mess
     return status;
 }
 
-static bool detokenize(const sq_model *model, const sq_token *tokens, size_t n_tokens, text *out) {
-    size_t n, n_again;
-    if (sq_detokenize(model, tokens, n_tokens, false, NULL, 0, &n, NULL)) {
-        return false;
-    }
-    out->bytes = memory_resize(out->bytes, n + 1, 1);
-    out->capacity = n + 1;
-    if (sq_detokenize(model, tokens, n_tokens, false, out->bytes, n, &n_again, NULL)) {
-        return false;
-    }
-    out->n = n;
-    out->bytes[n] = '\0';
-    return true;
-}
-
 static bool is_same_text(const sq_model *model, const sq_token *a, size_t n_a, const sq_token *b,
                          size_t n_b) {
     text text_a = {0}, text_b = {0};
-    bool same = detokenize(model, a, n_a, &text_a) && detokenize(model, b, n_b, &text_b) &&
+    bool same = answer_decode(model, a, n_a, &text_a) && answer_decode(model, b, n_b, &text_b) &&
                 text_a.n == text_b.n && memcmp(text_a.bytes, text_b.bytes, text_a.n) == 0;
     text_free(&text_a);
     text_free(&text_b);
