@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as real_datetime
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -19,8 +19,8 @@ from gguf import GGUFValueType, GGUFWriter
 
 from .codec import Codec
 from .errors import ConvertError
-from .tokenizer import TokenizerData, export_tokenizer
-from .verify import n_common, verify_tokenizer
+from .tokenizer import TokenizerData
+from .verify import n_common
 
 Message = dict[str, str]
 
@@ -157,30 +157,6 @@ def trim(text: str, how: str) -> str:
     characters = "\n" if newlines else None
     text = text.lstrip(characters) if side in ("left", "both") else text
     return text.rstrip(characters) if side in ("right", "both") else text
-
-
-@dataclass(frozen=True)
-class TextKeys:
-    """Tokenizer and chat table, both verified: all that a file says about text."""
-
-    tokenizer: TokenizerData
-    chat: ChatTable | NoChat
-
-    def write(self, writer: GGUFWriter) -> None:
-        self.tokenizer.write(writer)
-        self.chat.write(writer)
-
-
-def export_text(hf: Any, n_vocab: int, eos_ids: Iterable[int] = ()) -> TextKeys:
-    """Exports and verifies the tokenizer, reduces and verifies the chat template.
-
-    Arguments as in export_tokenizer. Raises ConvertError where the tokenizer is not supported or the C
-    runtime's differs; a template that cannot be reduced is no error, but recorded with the reason (NoChat).
-    """
-    data = export_tokenizer(hf, n_vocab, eos_ids)
-    verify_tokenizer(hf, data)
-    table = verify_chat(hf, data, reduce_template(hf))
-    return TextKeys(data.with_stops(end_of_turn_ids(hf, table)), table)
 
 
 # ---- rendering ----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,13 @@ from sq_convert.template import (
     ChatTable,
     NoChat,
     end_of_turn_ids,
-    export_text,
     fixed_date,
     reduce_template,
     sample_dialogues,
     trim,
     verify_chat,
 )
-from sq_convert.tokenizer import export_tokenizer
+from sq_convert.tokenizer import TokenizerData, export_tokenizer
 from tokenizers_for_tests import byte_level, sentencepiece
 
 TEMPLATES = Path(__file__).parent.parent / "data" / "templates"
@@ -33,9 +33,26 @@ def make(name: str) -> Any:
     return hf
 
 
+@dataclass
+class Keys:
+    """What a converted file says about text."""
+
+    tokenizer: TokenizerData
+    chat: ChatTable | NoChat
+
+    def write(self, writer: GGUFWriter) -> None:
+        self.tokenizer.write(writer)
+        self.chat.write(writer)
+
+
+def export(hf: Any) -> Keys:
+    data = export_tokenizer(hf, len(hf), eos_ids=[7])
+    table = verify_chat(hf, data, reduce_template(hf))
+    return Keys(data.with_stops(end_of_turn_ids(hf, table)), table)
+
+
 def table_of(name: str) -> ChatTable:
-    hf = make(name)
-    table = verify_chat(hf, export_tokenizer(hf, len(hf)), reduce_template(hf))
+    table = export(make(name)).chat
     assert isinstance(table, ChatTable), table
     return table
 
@@ -137,14 +154,14 @@ def test_sentencepiece_joins_what_the_template_joins(kind: str) -> None:
     """No space is put before a content in the midst of a run of text."""
     hf = sentencepiece(kind)
     hf.chat_template = (TEMPLATES / "folded_system.jinja").read_text(encoding="utf-8")
-    keys = export_text(hf, len(hf))
+    keys = export(hf)
     assert isinstance(keys.chat, ChatTable), keys.chat
 
 
 def test_end_of_turn_stops() -> None:
     hf = make("default_system")
     hf.eos_token = "<tool>"  # the tokenizer's end of text is not the template's end of turn
-    keys = export_text(hf, len(hf), eos_ids=[7])
+    keys = export(hf)
     im_end = hf.convert_tokens_to_ids("<|im_end|>")
     assert end_of_turn_ids(hf, keys.chat) == [im_end]
     assert set(keys.tokenizer.stop_ids) == {7, im_end, hf.convert_tokens_to_ids("<tool>")}
@@ -152,7 +169,7 @@ def test_end_of_turn_stops() -> None:
 
 def test_contents_have_no_power() -> None:
     hf = make("default_system")
-    keys = export_text(hf, len(hf))
+    keys = export(hf)
     im_end = hf.convert_tokens_to_ids("<|im_end|>")
     with Codec(keys.write) as codec:
         honest = codec.chat([{"role": U, "content": "hello"}], generate=True)
@@ -165,7 +182,7 @@ def test_contents_have_no_power() -> None:
 
 def test_reason_reaches_the_library() -> None:
     hf = make("numbered")
-    keys = export_text(hf, len(hf))
+    keys = export(hf)
     with Codec(keys.write) as codec, pytest.raises(ConvertError, match="in the course of a dialogue"):
         codec.chat([{"role": U, "content": "hello"}], generate=True)
 
@@ -231,6 +248,6 @@ PUBLISHED = sorted((Path(__file__).parents[3] / "shared" / "chat-templates").glo
 def test_published(path: Path) -> None:
     hf = byte_level()
     hf.chat_template = path.read_text(encoding="utf-8")
-    table = verify_chat(hf, export_tokenizer(hf, len(hf)), reduce_template(hf))
+    table = export(hf).chat
     assert isinstance(table, ChatTable), table
     assert (table.begin_system is None) == ("Nemo" in path.stem)
