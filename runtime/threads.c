@@ -13,8 +13,10 @@
 
 enum {
     MAX_THREADS = 1024,
-    SPINS_BARRIER = 20000, /* some tens of microseconds, then the core is offered to others */
-    SPINS_IDLE = 50000,    /* between two tokens a worker stays awake, after that it sleeps */
+    /* A wait spins for some tens of microseconds, then sleeps: on a busy machine the thread that is waited
+     * for may need this very core. Between two tokens a worker stays awake longer. */
+    SPINS_BARRIER = 3000,
+    SPINS_IDLE = 30000,
 };
 
 struct sq_pool {
@@ -28,7 +30,7 @@ struct sq_pool {
     atomic_bool closing;
     pthread_mutex_t mutex; /* for sleeping only */
     pthread_cond_t wake;
-    uint32_t n_asleep; /* under the mutex */
+    atomic_uint n_asleep;
 
     /* A barrier that needs no reset: the last to arrive moves the generation on. */
     _Alignas(64) atomic_uint n_arrived;
@@ -84,44 +86,49 @@ uint32_t sq_threads_default(void) {
     return n_cores ? n_cores : 1;
 }
 
+/* Waits until `counter` is no longer `seen`: spins, then sleeps until counter_advance. */
+static void counter_await(sq_pool *pool, atomic_uint *counter, uint32_t seen, uint32_t n_spins) {
+    for (uint32_t spin = 0; spin < n_spins; spin++) {
+        if (atomic_load_explicit(counter, memory_order_acquire) != seen)
+            return;
+        spin_pause();
+    }
+    pthread_mutex_lock(&pool->mutex);
+    atomic_fetch_add(&pool->n_asleep, 1);
+    while (atomic_load(counter) == seen)
+        pthread_cond_wait(&pool->wake, &pool->mutex);
+    atomic_fetch_sub(&pool->n_asleep, 1);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
+/* A sleeper counts itself before it looks at the counter, and here the counter moves before the sleepers
+ * are looked at: in one order of all four, so that no wake-up is lost. */
+static void counter_advance(sq_pool *pool, atomic_uint *counter) {
+    atomic_fetch_add(counter, 1);
+    if (!atomic_load(&pool->n_asleep))
+        return;
+    pthread_mutex_lock(&pool->mutex);
+    pthread_cond_broadcast(&pool->wake);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
 void sq_pool_barrier(sq_pool *pool) {
     if (pool->n_threads == 1)
         return;
     uint32_t generation = atomic_load_explicit(&pool->generation, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&pool->n_arrived, 1, memory_order_acq_rel) + 1 == pool->n_threads) {
         atomic_store_explicit(&pool->n_arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&pool->generation, generation + 1, memory_order_release);
-        return;
+        counter_advance(pool, &pool->generation);
+    } else {
+        counter_await(pool, &pool->generation, generation, SPINS_BARRIER);
     }
-    for (uint32_t spin = 0; atomic_load_explicit(&pool->generation, memory_order_acquire) == generation;
-         spin++) {
-        if (spin < SPINS_BARRIER)
-            spin_pause();
-        else
-            sched_yield();
-    }
-}
-
-/* Waits for a run after `n_seen`; spins for a while, then sleeps. */
-static void await_run(sq_pool *pool, uint32_t n_seen) {
-    for (uint32_t spin = 0; spin < SPINS_IDLE; spin++) {
-        if (atomic_load_explicit(&pool->n_runs, memory_order_acquire) != n_seen)
-            return;
-        spin_pause();
-    }
-    pthread_mutex_lock(&pool->mutex);
-    pool->n_asleep++;
-    while (atomic_load_explicit(&pool->n_runs, memory_order_acquire) == n_seen)
-        pthread_cond_wait(&pool->wake, &pool->mutex);
-    pool->n_asleep--;
-    pthread_mutex_unlock(&pool->mutex);
 }
 
 static void *worker_main(void *argument) {
     worker me = *(worker *)argument;
     free(argument);
     for (uint32_t n_seen = 0;; n_seen++) {
-        await_run(me.pool, n_seen);
+        counter_await(me.pool, &me.pool->n_runs, n_seen, SPINS_IDLE);
         if (atomic_load(&me.pool->closing))
             return NULL;
         me.pool->task(me.pool->context, me.index);
@@ -129,19 +136,11 @@ static void *worker_main(void *argument) {
     }
 }
 
-static void start_run(sq_pool *pool) {
-    pthread_mutex_lock(&pool->mutex);
-    atomic_fetch_add_explicit(&pool->n_runs, 1, memory_order_release);
-    if (pool->n_asleep)
-        pthread_cond_broadcast(&pool->wake);
-    pthread_mutex_unlock(&pool->mutex);
-}
-
 void sq_pool_run(sq_pool *pool, void (*task)(void *, uint32_t), void *context) {
     pool->task = task;
     pool->context = context;
     if (pool->n_threads > 1)
-        start_run(pool);
+        counter_advance(pool, &pool->n_runs);
     task(context, 0);
     sq_pool_barrier(pool);
 }
@@ -189,7 +188,7 @@ void sq_pool_free(sq_pool *pool) {
     if (!pool)
         return;
     atomic_store(&pool->closing, true);
-    start_run(pool);
+    counter_advance(pool, &pool->n_runs);
     for (uint32_t i = 1; i <= pool->n_started; i++)
         pthread_join(pool->threads[i], NULL);
     pthread_cond_destroy(&pool->wake);

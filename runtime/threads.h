@@ -19,7 +19,8 @@ uint32_t sq_pool_n_threads(const sq_pool *pool);
  * returns when all have returned. */
 void sq_pool_run(sq_pool *pool, void (*task)(void *context, uint32_t thread), void *context);
 
-/* Within a task: waits until every thread of the pool is here. Spins: barriers are microseconds apart. */
+/* Within a task: waits until every thread of the pool is here. Spins
+ * first: barriers are microseconds apart. */
 void sq_pool_barrier(sq_pool *pool);
 
 #endif
