@@ -67,7 +67,7 @@ def _by_template(model: Any, template: str, messages: Sequence[Mapping[str, str]
         return key
 
     marked = [{**message, "content": spelled.sub(mark, message["content"])} for message in messages]
-    rendered = render(template, marked, bos_token=_special(model, "bos"), eos_token=_special(model, "eos"))
+    rendered = render(template, marked, **_special_tokens(model))
     parts = re.split("(" + "|".join(map(re.escape, marks)) + ")", rendered) if marks else [rendered]
     ids: list[int] = []
     for part in filter(None, parts):
@@ -97,7 +97,7 @@ def render(template: str, messages: Sequence[Mapping[str, str]], **names: str) -
     environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
     try:
         return environment.from_string(template).render(
-            messages=messages, add_generation_prompt=True, **names
+            messages=messages, tools=None, documents=None, add_generation_prompt=True, **names
         )
     except jinja2.TemplateSyntaxError as error:
         raise Error(Status.FORMAT, f"tokenizer.chat_template: {error}") from error
@@ -117,6 +117,11 @@ def _control_texts(model: Any) -> list[str]:
     return sorted(filter(None, found), key=len, reverse=True)
 
 
-def _special(model: Any, name: str) -> str:
-    token = getattr(lib, f"sq_token_{name}")(model)
-    return tokenizer.token_text(model, token, special=True).decode("utf-8", "replace") if token >= 0 else ""
+def _special_tokens(model: Any) -> dict[str, str]:
+    """The names that templates have for the spellings of special tokens, as far as the model has them."""
+    ids = {"bos_token": lib.sq_token_bos(model), "eos_token": lib.sq_token_eos(model)}
+    return {
+        name: tokenizer.token_text(model, token, special=True).decode("utf-8", "replace")
+        for name, token in ids.items()
+        if token >= 0
+    }

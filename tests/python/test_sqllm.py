@@ -17,9 +17,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jinja2 import TemplateError
 from sqllm import Error, Model, Status, chat, generate
 from sqllm._ffi import ffi, lib
 
+DATA = Path(__file__).parent.parent / "data"
 PROMPT = "Once upon a time, there was a little girl named"
 
 
@@ -258,6 +260,24 @@ def test_control_tokens_in_a_message_have_no_power(fixture: str, request: pytest
         )
         assert hostile.count(eos) == harmless.count(eos) == 1
         assert "</S>" in model.detokenize(hostile).upper()
+
+
+@pytest.mark.parametrize("path", sorted((DATA / "templates").glob("*.jinja")), ids=lambda path: path.stem)
+def test_templates_render_as_in_transformers(path: Path, stories: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(stories)
+    template = path.read_text()
+    for messages in (DIALOGUE, [{"role": "system", "content": " Be <brief>. "}, *DIALOGUE]):
+        try:
+            expected = tokenizer.apply_chat_template(
+                messages, chat_template=template, add_generation_prompt=True, tokenize=False
+            )
+        except TemplateError as error:
+            with pytest.raises(Error, match=str(error)):
+                chat.render(template, messages, bos_token="<s>", eos_token="</s>")
+        else:
+            assert chat.render(template, messages, bos_token="<s>", eos_token="</s>") == expected
 
 
 def test_template_sees_what_transformers_gives_it() -> None:
