@@ -24,7 +24,8 @@ from .errors import ConvertError
 from .workfolder import write_atomically
 
 DEFAULT_TEXT = "calibration.txt"
-SAVE_SHARE = 0.1  # of the time may go into saving what has been summed so far
+SAVE_SECONDS = 20.0  # at least, between two savings of what has been summed so far
+SAVE_SHARE = 0.05  # of the time may go into saving
 
 
 # ---- text -----------------------------------------------------------------------------
@@ -193,7 +194,7 @@ def sum_fisher(
         loss.backward()
         advance()
         now = time.monotonic()
-        if number + 1 == len(sequences) or now - saved > cost / SAVE_SHARE:
+        if number + 1 == len(sequences) or now - saved > max(SAVE_SECONDS, cost / SAVE_SHARE):
             fisher.write(sums.cpu().numpy(), number + 1)
             saved = time.monotonic()
             cost = saved - now

@@ -214,13 +214,14 @@ class GgufCheckpoint:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._reader = read_gguf(path)
-        if self._reader.get_field("squeezellm.version"):
+        reader = read_gguf(path)
+        if reader.get_field("squeezellm.version"):
             raise ConvertError(f"{path} is quantized by SqueezeLLM already; --dequantize turns it back.")
-        self.name = gguf_string(self._reader, "general.name") or path.stem
-        self.family = family_of_gguf(gguf_string(self._reader, "general.architecture"))
-        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
-        self.config = self._load_config()
+        self.name = gguf_string(reader, "general.name") or path.stem
+        self.family = family_of_gguf(gguf_string(reader, "general.architecture"))
+        # The reader itself is not kept: it holds an object for every token and merge.
+        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self.config = self._load_config(reader)
         self.family.check(self.config)
 
     def files(self) -> list[Path]:
@@ -265,7 +266,7 @@ class GgufCheckpoint:
     def source(self) -> dict[str, Any]:
         return {}
 
-    def _load_config(self) -> Any:
+    def _load_config(self, reader: Any) -> Any:
         from transformers import AutoConfig
 
         try:
@@ -280,14 +281,14 @@ class GgufCheckpoint:
         config.attention_bias = any(".attn_" in name and name.endswith(".bias") for name in self._tensors)
         config.mlp_bias = any(".ffn_" in name and name.endswith(".bias") for name in self._tensors)
         config.tie_word_embeddings = "output.weight" not in self._tensors
-        config.rope_parameters = self._rope_parameters(config)
+        config.rope_parameters = self._rope_parameters(reader)
         return config
 
-    def _rope_parameters(self, config: Any) -> dict[str, Any]:
+    def _rope_parameters(self, reader: Any) -> dict[str, Any]:
         """Rope scaling, which transformers does not read from GGUF."""
         arch = self.family.gguf_name
-        base = {"rope_theta": float(gguf_number(self._reader, f"{arch}.rope.freq_base") or 10000.0)}
-        scaling = gguf_string(self._reader, f"{arch}.rope.scaling.type") or "none"
+        base = {"rope_theta": float(gguf_number(reader, f"{arch}.rope.freq_base") or 10000.0)}
+        scaling = gguf_string(reader, f"{arch}.rope.scaling.type") or "none"
         if "rope_freqs.weight" in self._tensors:
             return base | self._llama3_parameters(base["rope_theta"])
         if scaling == "none":
@@ -295,7 +296,7 @@ class GgufCheckpoint:
         if scaling == "linear":
             return base | {
                 "rope_type": scaling,
-                "factor": float(gguf_number(self._reader, f"{arch}.rope.scaling.factor")),
+                "factor": float(gguf_number(reader, f"{arch}.rope.scaling.factor")),
             }
         return base | {"rope_type": scaling}  # which the family refuses by name
 

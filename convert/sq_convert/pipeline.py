@@ -29,7 +29,7 @@ from .workfolder import WorkFolder, hash_file, write_atomically
 STAGE_FILES = {"calibrate": ["fisher.safetensors"], "quantize": ["blk.*.safetensors"]}
 METHOD_COSTS = {
     "kmeans": "kmeans needs no calibration, but does not know which weights matter: without kept weights, "
-    "SmolLM2-135M's KL divergence from the original is 1.01 at 4 bits and 3.99 at 3 bits; squeezellm's is 0.41 "
+    "SmolLM2-135M strays by a KL divergence of 1.01 at 4 bits and 3.99 at 3 bits; squeezellm by 0.41 "
     "and 1.64.",
     "rtn": "rtn needs no calibration, but is the crudest way: without kept weights, SmolLM2-135M's KL "
     "divergence from the original is 1.11 at 4 bits and 7.20 at 3 bits; squeezellm's is 0.41 and 1.64.",

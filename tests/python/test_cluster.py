@@ -84,7 +84,7 @@ def test_tables_ascend_indices_are_nearest_and_threads_change_nothing() -> None:
     values = random.standard_t(3, (100, 333)).astype(np.float32)
     weights = (random.standard_normal((100, 333)) ** 4).astype(np.float32)
     one, three = (cluster_rows(values, weights, None, 16, threads) for threads in (1, 3))
-    assert all((a == b).all() for a, b in zip(one, three, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(one, three, strict=True))
     table = one.table.astype(np.float64)
     assert (np.diff(table, axis=1) >= 0).all()
     distance = np.abs(values - np.take_along_axis(table, one.indices.astype(np.intp), axis=1))
@@ -119,7 +119,9 @@ def test_no_row_is_worse_than_the_original(config: str) -> None:
         assert (ours[:, 0] <= theirs * (1 + 1e-9)).all(), (
             name
         )  # the optimum, tables in full precision as theirs
-        theirs_f16 = error_of(values, np.where(kept, 0, sensitivity), np.float64(np.float16(table)))
+        theirs_f16 = error_of(
+            values, np.where(kept, 0, sensitivity), table.astype(np.float16).astype(np.float64)
+        )
         assert (ours[:, 1] <= theirs_f16 * (1 + 1e-9)).all(), name  # tables in f16 on both sides
         assert (ours[:, 1] <= theirs * 1.001).all(), name  # what f16 costs at most
         n_rows += len(values)

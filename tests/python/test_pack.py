@@ -62,7 +62,8 @@ def test_three_bits_weight_by_weight() -> None:
         if c < 24:
             found = words[:, start + width * (c // 8)] >> (4 * (c % 8)) & 7
         else:
-            found = sum((words[:, start + width * p] >> (4 * (c - 24) + 3) & 1) << p for p in range(3))
+            bit = [words[:, start + width * p] >> (4 * (c - 24) + 3) & 1 for p in range(3)]
+            found = bit[0] | bit[1] << 1 | bit[2] << 2
         assert (found == codes[:, weight]).all()
 
 
