@@ -84,7 +84,7 @@ def test_tables_ascend_indices_are_nearest_and_threads_change_nothing() -> None:
     values = random.standard_t(3, (100, 333)).astype(np.float32)
     weights = (random.standard_normal((100, 333)) ** 4).astype(np.float32)
     one, three = (cluster_rows(values, weights, None, 16, threads) for threads in (1, 3))
-    assert all(np.array_equal(a, b) for a, b in zip(one, three, strict=True))
+    assert all(np.array_equal(getattr(one, part), getattr(three, part)) for part in one._fields)
     table = one.table.astype(np.float64)
     assert (np.diff(table, axis=1) >= 0).all()
     distance = np.abs(values - np.take_along_axis(table, one.indices.astype(np.intp), axis=1))
