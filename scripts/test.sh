@@ -11,7 +11,7 @@ c_tests() {
     shift
     cmake -S . -B "$build" -G Ninja -DSQ_TESTS=ON -DSQ_TOOLS=OFF "$@" >"$build.log"
     cmake --build "$build" >>"$build.log" || { tail -n 60 "$build.log" && exit 1; }
-    ctest --test-dir "$build" --output-on-failure --progress --parallel 2
+    ctest --test-dir "$build" --output-on-failure --parallel 2
 }
 
 mkdir -p build
