@@ -1,0 +1,246 @@
+/* Sessions: a timeline computes the same however it is cut, kept, truncated, cancelled or shared. */
+#include <math.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "check.h"
+#include "model.h"
+#include "tiny_model.h"
+
+enum { N_TOKENS = 12, N_CTX = 32, N_SESSIONS = 4 };
+
+static const sq_token story[N_TOKENS] = {1, 17, 250, 3, 3, 99, 120, 41, 299, 0, 5, 77};
+
+typedef struct fixture {
+    void *file; /* 64-byte aligned */
+    sq_model *model;
+    sq_error error;
+} fixture;
+
+static void fixture_open(fixture *f, const char *cpu) {
+    tiny_model tiny;
+    gguf_build bytes;
+    tiny_create(&tiny, false);
+    tiny_write(&tiny, &bytes);
+    f->file = aligned_alloc(64, (bytes.n_bytes + 63) / 64 * 64);
+    memcpy(f->file, bytes.data, bytes.n_bytes);
+    sq_model_options options = {.cpu = cpu};
+    if (!CHECK_OK(sq_model_open_memory(f->file, bytes.n_bytes, &options, &f->model, &f->error), &f->error))
+        exit(check_report());
+    build_free(&bytes);
+    tiny_free(&tiny);
+}
+
+static void fixture_close(fixture *f) {
+    sq_model_close(f->model);
+    free(f->file);
+}
+
+static sq_session *session_open(const fixture *f, uint32_t n_threads, const char *kv) {
+    sq_session_options options = {.n_ctx = N_CTX, .n_threads = n_threads, .kv = kv};
+    sq_session *session;
+    sq_error error;
+    CHECK_OK(sq_session_create(f->model, &options, &session, &error), &error);
+    return session;
+}
+
+/* Logits [N_TOKENS, TINY_VOCAB] of the story in one piece. */
+static void story_logits(const fixture *f, uint32_t n_threads, const char *kv, float *logits) {
+    sq_session *session = session_open(f, n_threads, kv);
+    sq_error error;
+    CHECK_OK(sq_session_append(session, story, N_TOKENS, logits, &error), &error);
+    sq_session_free(session);
+}
+
+static bool near_all(const float *a, const float *b, size_t n, float tolerance) {
+    for (size_t i = 0; i < n; i++)
+        if (!(fabsf(a[i] - b[i]) <= tolerance * (1 + fabsf(b[i]))))
+            return false;
+    return true;
+}
+
+static void test_instruction_sets_agree(void) {
+    static float expected[N_TOKENS * TINY_VOCAB], found[N_TOKENS * TINY_VOCAB];
+    fixture f;
+    fixture_open(&f, "scalar");
+    story_logits(&f, 1, "f32", expected);
+    fixture_close(&f);
+    const char *cpus[] = {"avx2", "avx512"};
+    for (size_t i = 0; i < 2; i++) {
+        const sq_kernels *kernels;
+        if (sq_kernels_choose(cpus[i], &kernels, NULL))
+            continue; /* not on this machine */
+        fixture_open(&f, cpus[i]);
+        story_logits(&f, 2, "f32", found);
+        CHECK(near_all(found, expected, N_TOKENS * TINY_VOCAB, 1e-4f));
+        fixture_close(&f);
+    }
+}
+
+static void test_pieces_agree(void) {
+    static float expected[N_TOKENS * TINY_VOCAB];
+    const size_t pieces[][3] = {{12, 0, 0}, {1, 10, 1}, {5, 5, 2}};
+    fixture f;
+    fixture_open(&f, NULL);
+    for (size_t k = 0; k < 2; k++) {
+        const char *kv = k ? "f16" : "f32";
+        story_logits(&f, 1, kv, expected);
+        for (size_t i = 0; i < 3; i++) {
+            sq_session *session = session_open(&f, 2, kv);
+            size_t at = 0;
+            for (size_t p = 0; p < 3; at += pieces[i][p++])
+                CHECK_OK(sq_session_append(session, story + at, pieces[i][p], NULL, &f.error), &f.error);
+            CHECK(near_all(sq_session_logits(session), expected + (N_TOKENS - 1) * TINY_VOCAB, TINY_VOCAB,
+                           1e-4f));
+            sq_session_free(session);
+        }
+    }
+    fixture_close(&f);
+}
+
+static void test_sync_keeps_the_prefix(void) {
+    static float expected[N_TOKENS * TINY_VOCAB];
+    fixture f;
+    fixture_open(&f, NULL);
+    story_logits(&f, 1, NULL, expected);
+    sq_session *session = session_open(&f, 1, NULL);
+    sq_token other[N_TOKENS];
+    memcpy(other, story, sizeof other);
+    other[7] = 200;
+    size_t n_kept = 99, n_tokens = 99;
+
+    CHECK_OK(sq_session_sync(session, other, N_TOKENS, &n_kept, &f.error), &f.error);
+    CHECK_EQ(n_kept, 0);
+    CHECK_OK(sq_session_sync(session, story, N_TOKENS, &n_kept, &f.error), &f.error);
+    CHECK_EQ(n_kept, 7);
+    CHECK(near_all(sq_session_logits(session), expected + (N_TOKENS - 1) * TINY_VOCAB, TINY_VOCAB, 1e-4f));
+    CHECK_OK(sq_session_sync(session, story, N_TOKENS, &n_kept, &f.error), &f.error);
+    CHECK_EQ(n_kept, N_TOKENS); /* nothing to do */
+    CHECK_OK(sq_session_sync(session, story, 5, &n_kept, &f.error), &f.error);
+    CHECK_EQ(n_kept, 4); /* the last one again, for its logits */
+    CHECK(near_all(sq_session_logits(session), expected + 4 * TINY_VOCAB, TINY_VOCAB, 1e-4f));
+    CHECK_EQ(memcmp(sq_session_tokens(session, &n_tokens), story, 5 * sizeof *story), 0);
+    CHECK_EQ(n_tokens, 5);
+
+    sq_session_truncate(session, 9); /* more than there are */
+    CHECK(sq_session_logits(session) != NULL);
+    sq_session_truncate(session, 3);
+    CHECK(sq_session_logits(session) == NULL);
+    CHECK_OK(sq_session_append(session, story + 3, 2, NULL, &f.error), &f.error);
+    CHECK(near_all(sq_session_logits(session), expected + 4 * TINY_VOCAB, TINY_VOCAB, 1e-4f));
+    sq_session_free(session);
+    fixture_close(&f);
+}
+
+static void test_refusals(void) {
+    fixture f;
+    fixture_open(&f, NULL);
+    sq_session *session;
+    const sq_session_options wrong[] = {
+        {.n_ctx = 1 << 25},
+        {.n_threads = 100000},
+        {.kv = "f64"},
+    };
+    const char *parts[] = {"context", "threads", "f64"};
+    for (size_t i = 0; i < 3; i++) {
+        CHECK_FAILS(sq_session_create(f.model, &wrong[i], &session, &f.error), &f.error, SQ_ERROR_ARGUMENT,
+                    parts[i]);
+        CHECK(session == NULL);
+    }
+    session = session_open(&f, 1, NULL);
+    sq_token many[N_CTX + 1] = {0}, alien[] = {1, TINY_VOCAB}, negative[] = {-1};
+    CHECK_FAILS(sq_session_sync(session, many, 0, NULL, &f.error), &f.error, SQ_ERROR_ARGUMENT,
+                "at least one");
+    CHECK_FAILS(sq_session_append(session, many, N_CTX + 1, NULL, &f.error), &f.error, SQ_ERROR_CONTEXT,
+                "full");
+    CHECK_FAILS(sq_session_append(session, alien, 2, NULL, &f.error), &f.error, SQ_ERROR_ARGUMENT, "token 1");
+    CHECK_FAILS(sq_session_append(session, negative, 1, NULL, &f.error), &f.error, SQ_ERROR_ARGUMENT,
+                "token 0");
+    CHECK_OK(sq_session_append(session, many, N_CTX, NULL, &f.error), &f.error);
+    CHECK_FAILS(sq_session_append(session, many, 1, NULL, &f.error), &f.error, SQ_ERROR_CONTEXT, "32");
+    CHECK(sq_session_logits(session) != NULL); /* a refusal changes nothing */
+    sq_session_free(session);
+    fixture_close(&f);
+}
+
+static void *cancel_for_a_while(void *session) {
+    for (int i = 0; i < 2000000; i++)
+        sq_session_cancel(session);
+    return NULL;
+}
+
+/* Cancelled from another thread until a call says so; the timeline stays usable. */
+static void test_cancel(void) {
+    static float expected[N_TOKENS * TINY_VOCAB];
+    fixture f;
+    fixture_open(&f, NULL);
+    story_logits(&f, 1, NULL, expected);
+    sq_session *session = session_open(&f, 2, NULL);
+    sq_session_cancel(session); /* nothing runs: no effect */
+    CHECK_OK(sq_session_append(session, story, 3, NULL, &f.error), &f.error);
+
+    pthread_t thread;
+    CHECK_EQ(pthread_create(&thread, NULL, cancel_for_a_while, session), 0);
+    sq_status status = SQ_OK;
+    for (int i = 0; i < 100000 && status == SQ_OK; i++) {
+        sq_session_truncate(session, 3);
+        status = sq_session_append(session, story + 3, N_TOKENS - 3, NULL, &f.error);
+    }
+    pthread_join(thread, NULL);
+    CHECK_EQ(status, SQ_ERROR_CANCELLED);
+    size_t n_tokens;
+    sq_session_tokens(session, &n_tokens);
+    CHECK_EQ(n_tokens, 3);
+    CHECK_OK(sq_session_append(session, story + 3, N_TOKENS - 3, NULL, &f.error), &f.error);
+    CHECK(near_all(sq_session_logits(session), expected + (N_TOKENS - 1) * TINY_VOCAB, TINY_VOCAB, 1e-4f));
+    sq_session_free(session);
+    fixture_close(&f);
+}
+
+typedef struct neighbour {
+    const fixture *fixture;
+    const float *expected;
+    bool equal;
+} neighbour;
+
+static void *neighbour_run(void *argument) {
+    neighbour *me = argument;
+    float *found = malloc(N_TOKENS * TINY_VOCAB * sizeof *found);
+    me->equal = true;
+    for (int i = 0; i < 20; i++) {
+        story_logits(me->fixture, 2, NULL, found);
+        me->equal &= !memcmp(found, me->expected, N_TOKENS * TINY_VOCAB * sizeof *found);
+    }
+    free(found);
+    return NULL;
+}
+
+/* One model, several sessions, each on a thread and with threads of its own: the same bits everywhere. */
+static void test_sessions_side_by_side(void) {
+    static float expected[N_TOKENS * TINY_VOCAB];
+    fixture f;
+    fixture_open(&f, NULL);
+    story_logits(&f, 1, NULL, expected);
+    pthread_t threads[N_SESSIONS];
+    neighbour neighbours[N_SESSIONS];
+    for (int i = 0; i < N_SESSIONS; i++) {
+        neighbours[i] = (neighbour){&f, expected, false};
+        CHECK_EQ(pthread_create(&threads[i], NULL, neighbour_run, &neighbours[i]), 0);
+    }
+    for (int i = 0; i < N_SESSIONS; i++) {
+        pthread_join(threads[i], NULL);
+        CHECK(neighbours[i].equal);
+    }
+    fixture_close(&f);
+}
+
+int main(void) {
+    RUN(test_instruction_sets_agree);
+    RUN(test_pieces_agree);
+    RUN(test_sync_keeps_the_prefix);
+    RUN(test_refusals);
+    RUN(test_cancel);
+    RUN(test_sessions_side_by_side);
+    return check_report();
+}
