@@ -12,69 +12,23 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Convert
-from numpy.typing import NDArray
-from sqllm._ffi import check, ffi, lib
-
-Logits = NDArray[np.float32]
+from truth import assert_equal, cpus, kl_divergence, reference_logits, run
 
 TEXT = """Once upon a time, there was a little girl named Lily. She loved to play outside in the park with
 her friends. One day she asked: "Why is the sky blue?" Nobody knew. They looked it up, counted 1, 2, 3,
 and wrote 4,096 letters about light, air and the colour of water.\n"""
 
 
-def run(path: Path, ids: list[int], pieces: list[int], cpu: str, kv: str = "f32", threads: int = 2) -> Logits:
-    """Logits ``[n_tokens, n_vocab]`` of ids given to one session in pieces of these lengths."""
-    error, model, session = ffi.new("sq_error *"), ffi.new("sq_model **"), ffi.new("sq_session **")
-    cpu_text, kv_text = ffi.new("char[]", cpu.encode()), ffi.new("char[]", kv.encode())
-    model_options = ffi.new("sq_model_options *", {"cpu": cpu_text})
-    session_options = ffi.new("sq_session_options *", {"n_threads": threads, "kv": kv_text})
-    check(lib.sq_model_open(str(path).encode(), model_options, model, error), error)
-    try:
-        check(lib.sq_session_create(model[0], session_options, session, error), error)
-        info = ffi.new("sq_model_info *")
-        lib.sq_model_get_info(model[0], info)
-        out, at = np.empty((sum(pieces), info.n_vocab), np.float32), 0
-        for n in pieces:
-            rows = ffi.from_buffer("float[]", out[at : at + n])
-            check(lib.sq_session_append(session[0], ids[at : at + n], n, rows, error), error)
-            at += n
-        return out
-    finally:
-        lib.sq_session_free(session[0])
-        lib.sq_model_close(model[0])
-
-
-def kl_divergence(reference: Logits, ours: Logits) -> NDArray[np.float64]:
-    """KL(reference || ours) of each row, in nats."""
-
-    def log_softmax(logits: Logits) -> NDArray[np.float64]:
-        shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-        return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
-
-    p, q = log_softmax(reference), log_softmax(ours)
-    return np.asarray((np.exp(p) * (p - q)).sum(axis=1))
-
-
-def cpus() -> list[str]:
-    """The instruction sets this machine has."""
-    flags = Path("/proc/cpuinfo").read_text()
-    sets = {"avx2": " avx2 ", "avx512": " avx512bw "}
-    return ["scalar", *(name for name, flag in sets.items() if flag in flags)]
-
-
 class Truth:
-    """A converted file, and what transformers makes of its decoded weights."""
+    """A converted file, tokens of a text, and the logits that they should have."""
 
     def __init__(self, path: Path, folder: Path) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
-        self.path = path
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.path = path
         self.ids: list[int] = tokenizer(TEXT)["input_ids"]
-        with torch.no_grad():
-            self.logits: Logits = reference(torch.tensor([self.ids])).logits[0].numpy()
+        self.logits = reference_logits(folder, self.ids)
 
 
 @pytest.fixture(scope="module", params=["stories260K", "smollm2"])
@@ -94,15 +48,6 @@ def truth(request: pytest.FixtureRequest, source: Path, convert: Convert, sq_con
     subprocess.run([sq_convert, path, "-o", folder, "--dequantize"], check=True, capture_output=True)
     yield Truth(path, folder)
     shutil.rmtree(path.parent)
-
-
-def assert_equal(reference: Logits, ours: Logits) -> None:
-    divergence = kl_divergence(reference, ours)
-    assert divergence.max() < 1e-6, f"KL divergence {divergence.max():.2e} at token {divergence.argmax()}"
-    top = ours.argmax(axis=1)
-    rows = np.arange(len(top))
-    tied = reference[rows, top] == reference.max(axis=1)
-    assert tied.all(), f"another top token at {np.flatnonzero(~tied)}"
 
 
 @pytest.mark.parametrize("cpu", cpus())
