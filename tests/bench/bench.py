@@ -50,7 +50,7 @@ class Ours(Candidate):
             {
                 "prompt": found["prompt_tokens_per_second"],
                 "generation": found["generation_tokens_per_second"],
-                "bytes": found["bytes_per_token"],
+                "bytes": found["weight_bytes_per_token"],
                 "read": found["read_gb_per_second"],
             }
         )
