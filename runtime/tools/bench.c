@@ -121,7 +121,16 @@ static sq_status run_generation(bench *b, sq_sampler *sampler, sq_error *error) 
     return SQ_OK;
 }
 
+/* The first run of a process meets pages that are not mapped yet; its figures do not count. */
+static sq_status warm_up(bench *b, sq_error *error) {
+    return sq_session_append(b->session, b->tokens, b->n_prompt, NULL, error);
+}
+
 static sq_status run_rounds(bench *b, sq_sampler *sampler, sq_error *error) {
+    sq_status warm = warm_up(b, error);
+    if (warm) {
+        return warm;
+    }
     for (uint32_t i = 0; i < b->n_rounds; i++) {
         if (isatty(STDERR_FILENO)) {
             fprintf(stderr, "\rround %u of %u \033[K", i + 1, b->n_rounds);

@@ -44,7 +44,7 @@ class Candidate:
 class Ours(Candidate):
     def measure(self, args: argparse.Namespace) -> None:
         command = [str(Path(sys.executable).parent / "sq-bench"), str(self.path), "-p", str(args.prompt)]
-        command += ["-n", str(args.generate), "-r", "1", "--threads", str(args.threads), "--json"]
+        command += ["-n", str(args.generate), "-r", "3", "--threads", str(args.threads), "--json"]
         found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
         self.samples.append(
             {
