@@ -321,7 +321,9 @@ class GgufCheckpoint:
 def _deinterleave(values: NDArray[np.float32], n_heads: int) -> NDArray[np.float32]:
     """Rows of each head from llama.cpp's order (0, d/2, 1, d/2 + 1, …) to Hugging Face's (0, 1, 2, …)."""
     shape = values.shape
-    return values.reshape(n_heads, shape[0] // n_heads // 2, 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
+    pairs = values.reshape(n_heads, shape[0] // n_heads // 2, 2, *shape[1:])
+    rows: NDArray[np.float32] = pairs.swapaxes(1, 2).reshape(shape)
+    return rows
 
 
 # ---- small readers -----------------------------------------------------------------------------

@@ -65,7 +65,8 @@ def copy_metadata(reader: gguf.GGUFReader, writer: gguf.GGUFWriter) -> None:
 def draw(shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray[Any, Any]:
     if len(shape) == 1:
         return np.ones(shape, np.float32)
-    return (random.standard_normal(shape, np.float32) * np.float32(0.02)).astype(np.float16)
+    weights: np.ndarray[Any, Any] = (random.standard_normal(shape, np.float32) * 0.02).astype(np.float16)
+    return weights
 
 
 def main() -> None:
