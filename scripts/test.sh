@@ -24,5 +24,5 @@ c_tests sanitize -DSQ_SANITIZE=ON
 say "Python tests"
 .venv/bin/python -m pytest -q
 say "fuzzing"
-tests/fuzz/run.sh 60
+tests/fuzz/run.sh 120 # a minute a target
 say "all tests passed"
