@@ -81,7 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, metavar="N", help="chooses the calibration sequences (0)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where calibration runs (auto)")
     add("--threads", type=int, default=_n_cores(), metavar="N", help="CPU threads (all cores)")
-    add("--head-bits", type=int, choices=(8, 16), default=8, help="embedding and head in Q8_0 or F16 (8)")
+    add(
+        "--head-bits",
+        type=int,
+        choices=(8, 16),
+        help="embedding and head in Q8_0 or F16 (8; with --bits 16: 16)",
+    )
     add("--dry-run", action="store_true", help="print sizes, memory and time; convert nothing")
     add(
         "--dequantize",
@@ -130,7 +135,7 @@ def _options(args: argparse.Namespace) -> Options:
         seed=args.seed,
         device=args.device,
         threads=args.threads,
-        head_bits=args.head_bits,
+        head_bits=args.head_bits or (16 if args.bits == 16 else 8),
     )
 
 

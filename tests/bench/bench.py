@@ -16,6 +16,7 @@ import platform
 import statistics
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -25,16 +26,16 @@ PEER_TYPES = ["Q4_0", "IQ4_NL", "Q4_K_S", "Q3_K_S"]
 
 
 @dataclass
-class Candidate:
+class Candidate(ABC):
     """One model file under one runtime, and what was measured of it."""
 
     label: str
     path: Path
     samples: list[dict[str, float]] = field(default_factory=list)
 
+    @abstractmethod
     def measure(self, args: argparse.Namespace) -> None:
         """Appends one sample: tokens a second as `prompt` and `generation`."""
-        raise NotImplementedError
 
     def median(self, key: str) -> float | None:
         values = [s[key] for s in self.samples if key in s]

@@ -99,7 +99,7 @@ def stories4(convert: Convert, stories: Path) -> Path:
 @pytest.fixture(scope="session")
 def stories16(convert: Convert, stories: Path) -> Path:
     """stories260K, not quantized."""
-    return convert(stories, "--bits", "16", "--head-bits", "16")
+    return convert(stories, "--bits", "16")
 
 
 @pytest.fixture(scope="session")

@@ -128,7 +128,7 @@ def test_a_gguf_file_gives_what_its_folder_gives(stories: Path, stories16: Path,
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    sq_convert(tmp_path / "stories.gguf", tmp_path / "out.sq.gguf", "--bits", "16", "--head-bits", "16")
+    sq_convert(tmp_path / "stories.gguf", tmp_path / "out.sq.gguf", "--bits", "16")
     expected, found = tensors_of(stories16), tensors_of(tmp_path / "out.sq.gguf")
     assert expected.keys() == found.keys()
     assert all((expected[name] == found[name]).all() for name in expected)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Convert
+from sqllm import Model
 from truth import assert_equal, cpus, kl_divergence, reference_logits, run
 
 TEXT = """Once upon a time, there was a little girl named Lily. She loved to play outside in the park with
@@ -67,3 +68,17 @@ def test_threads_change_nothing(truth: Truth) -> None:
     for pieces in ([n], [1] * 8):
         one, three = (run(truth.path, truth.ids, pieces, "auto", threads=t) for t in (1, 3))
         assert np.array_equal(one, three)
+
+
+def test_the_unquantized_path_tells_the_original_story(stories: Path, stories16: Path) -> None:
+    """Token for token what transformers makes of the original f32 weights, f16 cache included."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    bos, n_tokens = 1, 300
+    original = AutoModelForCausalLM.from_pretrained(stories, dtype=torch.float32)
+    start = torch.tensor([[bos]])
+    expected = original.generate(start, max_new_tokens=n_tokens, do_sample=False, eos_token_id=None)[0, 1:]
+    with Model(stories16) as model:
+        told = [t.id for t in model.stream_tokens([bos], max_tokens=n_tokens, temperature=0)]
+    assert told == expected.tolist()
