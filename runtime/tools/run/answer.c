@@ -100,16 +100,6 @@ static bool show_rest(const generator *g, answer *a) {
     return show(g, a, a->pending.n);
 }
 
-/* A cancel may have come too late for the answer before and stops us instead: then again. */
-static sq_status sync_session(generator *g, const sq_token *prompt, size_t n_prompt, size_t *n_kept,
-                              sq_error *error) {
-    sq_status status;
-    do {
-        status = sq_session_sync(g->session, prompt, n_prompt, n_kept, error);
-    } while (status == SQ_ERROR_CANCELLED && !is_interrupted);
-    return status;
-}
-
 static answer_end end_of_status(sq_status status) {
     return status == SQ_ERROR_CANCELLED ? ANSWER_INTERRUPTED : ANSWER_FAILED;
 }
@@ -151,7 +141,7 @@ static answer_end generate(generator *g, const sq_token *prompt, size_t n_prompt
     }
     double start = clock_seconds();
     a->n_prompt = n_prompt;
-    sq_status status = sync_session(g, prompt, n_prompt, &a->n_kept, error);
+    sq_status status = sq_session_sync(g->session, prompt, n_prompt, &a->n_kept, error);
     double first = clock_seconds();
     a->prompt_seconds = first - start;
     answer_end end = status ? end_of_status(status) : draw_tokens(g, sampler, a, error);
