@@ -109,7 +109,7 @@ class Session:
         handle = self.handle
         with self._inside:
             status = call(handle, error)
-            # A cancellation that came too late for its own call stops the next one: repeat that.
+            # A cancellation meant for a call that still waits for its turn stops this one: repeat it.
             while status == Status.CANCELLED and not abandoned():
                 status = call(handle, error)
         check(status, error)
