@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arch import Kind, Tensor
-from .checkpoint import Checkpoint, first_line, read_tensor
-from .errors import ConvertError
+from .checkpoint import Checkpoint, read_rows, row_blocks
+from .errors import ConvertError, first_line
 from .workfolder import write_atomically
 
 DEFAULT_TEXT = "calibration.txt"
@@ -214,7 +214,9 @@ def _load_model(checkpoint: Checkpoint, tensors: Sequence[Tensor], device: str) 
         model.tie_weights()
         parameters = dict(model.named_parameters())
         for tensor in tensors:
-            parameters[tensor.source].data.copy_(torch.from_numpy(read_tensor(checkpoint, tensor)))
+            for start, stop in row_blocks(tensor.shape):
+                values = torch.from_numpy(read_rows(checkpoint, tensor, start, stop))
+                parameters[tensor.source].data[start:stop].copy_(values)
     except torch.cuda.OutOfMemoryError as error:
         raise ConvertError(
             f"The GPU has too little memory for calibration ({first_line(error)}); use --device cpu."

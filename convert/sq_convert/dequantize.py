@@ -14,8 +14,8 @@ from gguf import quants
 from numpy.typing import NDArray
 
 from .arch import Tensor, family_of_gguf
-from .checkpoint import first_line, gguf_number, gguf_string, read_gguf
-from .errors import ConvertError
+from .errors import ConvertError, first_line
+from .gguf_file import gguf_number, gguf_string, read_gguf
 from .progress import Progress
 from .quantize import PARTS, decode_matrix
 from .sources import SOURCE_KEY, TOKENIZER_KEY

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from . import __version__, plan, writer
 from .arch import Kind, Tensor
 from .calibrate import FisherFile, choose_device, choose_sequences, read_text, sum_fisher
-from .checkpoint import Checkpoint, check_tensors, open_checkpoint, read_tensor
+from .checkpoint import Checkpoint, check_tensors, open_checkpoint, read_rows, read_tensor, row_blocks
 from .errors import ConvertError
 from .options import Options
 from .progress import Progress, duration, size
@@ -216,7 +216,7 @@ def _write(job: Job) -> None:
     entries = [entry for tensor in job.tensors for entry in _entries(job, tensor)]
     freqs = job.checkpoint.family.rope_freqs(job.checkpoint.config)
     if freqs is not None:
-        entries.append(writer.f32_entry("rope_freqs.weight", freqs.shape, lambda: freqs))
+        entries.append(writer.f32_entry("rope_freqs.weight", freqs.shape, lambda: [freqs]))
     with job.progress.stage("write", writer.file_bytes(entries), "bytes") as step:
         writer.write_file(
             job.options.out,
@@ -230,8 +230,8 @@ def _write(job: Job) -> None:
 def _entries(job: Job, tensor: Tensor) -> list[writer.Entry]:
     """The tensors of the file that hold one of the model's."""
 
-    def read() -> NDArray[np.float32]:
-        return read_tensor(job.checkpoint, tensor)
+    def read() -> Iterator[NDArray[np.float32]]:
+        return (read_rows(job.checkpoint, tensor, *rows) for rows in row_blocks(tensor.shape))
 
     if tensor.kind is Kind.VECTOR:
         return [writer.f32_entry(tensor.name, tensor.shape, read)]
@@ -249,11 +249,10 @@ def _quantized_entries(job: Job, tensor: Tensor) -> list[writer.Entry]:
     path = job.block_file(tensor.block)
     dtypes = {"I8": np.int8, "F16": np.float16, "I16": np.int16, "I32": np.int32}
 
-    def load(name: str) -> Callable[[], NDArray[Any]]:
-        def read() -> NDArray[Any]:
+    def load(name: str) -> Callable[[], list[NDArray[Any]]]:
+        def read() -> list[NDArray[Any]]:
             with safe_open(path, framework="numpy") as file:
-                data: NDArray[Any] = file.get_tensor(name)
-            return data
+                return [file.get_tensor(name)]
 
         return read
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import gguf
 import numpy as np
@@ -20,7 +20,6 @@ from .workfolder import write_atomically
 ALIGNMENT = 64
 FORMAT_VERSION = 1
 Q8_BLOCK, Q8_BLOCK_BYTES = 32, 34
-ROWS_AT_ONCE_WEIGHTS = 1 << 24  # weights converted at a time
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Entry:
     name: str
     shape: tuple[int, ...]  # of `dtype` elements; of bytes for Q8_0
     dtype: Any
-    load: Callable[[], NDArray[Any]]
+    load: Callable[[], Iterable[NDArray[Any]]]  # in pieces along the first dimension
     type: GGMLQuantizationType | None = None  # where the dtype does not say it
 
     @property
@@ -65,17 +64,33 @@ def write_file(
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
             for entry in entries:
-                data = entry.load()
-                if data.shape != entry.shape or data.dtype != entry.dtype:
-                    raise ConvertError(
-                        f"{entry.name}: {data.shape} {data.dtype}, announced as {entry.shape}."
-                    )
-                writer.write_tensor_data(data)
-                advance(data.nbytes)
+                pieces: Any = _Pieces(entry, advance)
+                writer.write_tensor_data(pieces)
         finally:
             writer.close()
 
     write_atomically(out, write)
+
+
+class _Pieces:
+    """What GGUFWriter asks of an array, without the array in memory."""
+
+    def __init__(self, entry: Entry, advance: Callable[[int], object]) -> None:
+        self._entry, self._advance = entry, advance
+        self.nbytes = entry.n_bytes
+
+    def tofile(self, file: BinaryIO) -> None:
+        written = 0
+        for piece in self._entry.load():
+            if piece.dtype != self._entry.dtype or piece.shape[1:] != self._entry.shape[1:]:
+                raise ConvertError(
+                    f"{self._entry.name}: {piece.shape} {piece.dtype}, announced as {self._entry.shape}."
+                )
+            piece.tofile(file)
+            written += piece.nbytes
+            self._advance(piece.nbytes)
+        if written != self.nbytes:
+            raise ConvertError(f"{self._entry.name}: {written} bytes, announced as {self.nbytes}.")
 
 
 def add_numbers(writer: GGUFWriter, keys: dict[str, int | float]) -> None:
@@ -102,26 +117,19 @@ def add_json(writer: GGUFWriter, key: str, value: Any) -> None:
 
 
 def table_entry(
-    name: str, shape: tuple[int, ...], bits: int, read: Callable[[], NDArray[np.float32]]
+    name: str, shape: tuple[int, ...], bits: int, read: Callable[[], Iterable[NDArray[np.float32]]]
 ) -> Entry:
     """An embedding or head: Q8_0 for 8 bits where rows are a multiple of its blocks, else F16."""
     if bits == 8 and shape[1] % Q8_BLOCK == 0:
         stored = (shape[0], shape[1] // Q8_BLOCK * Q8_BLOCK_BYTES)
-        return Entry(name, stored, np.uint8, lambda: _quantize_q8(read(), stored), GGMLQuantizationType.Q8_0)
+        q8 = GGMLQuantizationType.Q8_0
+        return Entry(name, stored, np.uint8, lambda: (gguf.quants.quantize(rows, q8) for rows in read()), q8)
     return f16_entry(name, shape, read)
 
 
-def f16_entry(name: str, shape: tuple[int, ...], read: Callable[[], NDArray[np.float32]]) -> Entry:
-    return Entry(name, shape, np.float16, lambda: read().astype(np.float16))
+def f16_entry(name: str, shape: tuple[int, ...], read: Callable[[], Iterable[NDArray[np.float32]]]) -> Entry:
+    return Entry(name, shape, np.float16, lambda: (rows.astype(np.float16) for rows in read()))
 
 
-def f32_entry(name: str, shape: tuple[int, ...], read: Callable[[], NDArray[np.float32]]) -> Entry:
+def f32_entry(name: str, shape: tuple[int, ...], read: Callable[[], Iterable[NDArray[np.float32]]]) -> Entry:
     return Entry(name, shape, np.float32, read)
-
-
-def _quantize_q8(values: NDArray[np.float32], stored: tuple[int, ...]) -> NDArray[np.uint8]:
-    result = np.empty(stored, np.uint8)
-    step = max(1, ROWS_AT_ONCE_WEIGHTS // values.shape[1])
-    for row in range(0, len(values), step):
-        result[row : row + step] = gguf.quants.quantize(values[row : row + step], GGMLQuantizationType.Q8_0)
-    return result

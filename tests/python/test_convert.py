@@ -16,6 +16,7 @@ import torch
 from conftest import Convert
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_torch_file
 from sq_convert.cli import main
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -131,6 +132,23 @@ def test_a_gguf_file_gives_what_its_folder_gives(stories: Path, stories16: Path,
     sq_convert(tmp_path / "stories.gguf", tmp_path / "out.sq.gguf", "--bits", "16")
     expected, found = tensors_of(stories16), tensors_of(tmp_path / "out.sq.gguf")
     assert expected.keys() == found.keys()
+    assert all((expected[name] == found[name]).all() for name in expected)
+
+
+def test_shards_of_torch_save_give_what_safetensors_give(
+    stories: Path, stories16: Path, tmp_path: Path
+) -> None:
+    """pytorch_model-*.bin, which is all that older models have."""
+    folder = tmp_path / "model"
+    shutil.copytree(stories, folder, ignore=shutil.ignore_patterns("model.safetensors"))
+    weights = load_torch_file(stories / "model.safetensors")
+    index: dict[str, str] = {}
+    for number, names in enumerate((sorted(weights)[:20], sorted(weights)[20:])):
+        torch.save({name: weights[name] for name in names}, folder / f"pytorch_model-{number}.bin")
+        index |= dict.fromkeys(names, f"pytorch_model-{number}.bin")
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
+    sq_convert(folder, tmp_path / "m.sq.gguf", "--bits", "16")
+    expected, found = tensors_of(stories16), tensors_of(tmp_path / "m.sq.gguf")
     assert all((expected[name] == found[name]).all() for name in expected)
 
 

@@ -103,8 +103,31 @@ def nonsense(model: Path) -> None:
     (model / "model.safetensors").write_bytes(os.urandom(1000))
 
 
-def pickled(model: Path) -> None:
-    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+class _Pickled:
+    """What a harmful checkpoint holds: a call."""
+
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        return os.system, ("touch /tmp/sq-convert-was-here",)
+
+
+def harmful(model: Path) -> None:
+    no_weights(model)
+    torch.save({"a": _Pickled()}, model / "pytorch_model.bin")
+
+
+def old_pickle(model: Path) -> None:
+    no_weights(model)
+    torch.save({"a": torch.ones(1)}, model / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+
+
+def pickled_list(model: Path) -> None:
+    no_weights(model)
+    torch.save([torch.ones(1)], model / "pytorch_model.bin")
+
+
+def pickled_codes(model: Path) -> None:
+    no_weights(model)
+    torch.save({"a": torch.ones(1, dtype=torch.int8)}, model / "pytorch_model.bin")
 
 
 def no_weights(model: Path) -> None:
@@ -148,8 +171,11 @@ def integers(model: Path) -> None:
     [
         (cut_short, "model.safetensors: damaged or no safetensors file"),
         (nonsense, "model.safetensors: damaged or no safetensors file"),
-        (pickled, "the weights are pickles, which are never executed"),
-        (no_weights, "no model.safetensors"),
+        (harmful, "pytorch_model.bin: damaged, or not a dictionary of tensors"),
+        (old_pickle, "pytorch_model.bin: damaged, or not a dictionary of tensors"),
+        (pickled_list, "pytorch_model.bin: holds no dictionary of tensors by name"),
+        (pickled_codes, "pytorch_model.bin: a is no tensor of floating-point numbers"),
+        (no_weights, "there are no weights in it; expected model.safetensors"),
         (missing_shard, "1 shard is missing: model-00002-of-00002.safetensors"),
         (shard_elsewhere, "1 shard is missing: passwd"),
         (not_a_number, "model.layers.2.mlp.up_proj.weight holds a value that is no finite number"),
@@ -167,6 +193,7 @@ def test_damaged_folders(
     work = model.parent / "out.sq.gguf.work"
     work.mkdir()  # may stay: what was done before the damage was found
     assert expected in refuses(capsys, model, "--method", "rtn")
+    assert not Path("/tmp/sq-convert-was-here").exists()
 
 
 def test_damaged_gguf(stories16: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,73 @@
+"""Hugging Face folders as checkpoints to convert."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arch import Tensor, family_of_model_type
+from .errors import ConvertError, first_line
+from .shards import WeightFiles, find_shards, read_json
+
+_SMALL_FILES = {
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+}  # fmt: skip
+
+
+class FolderCheckpoint:
+    """A Hugging Face folder: config.json, weights in one file or in shards, tokenizer files."""
+
+    def __init__(self, path: Path) -> None:
+        from transformers import AutoConfig
+
+        self.path = path
+        self.name = path.resolve().name
+        raw = read_json(
+            path / "config.json", f"{path} is no Hugging Face model folder: it has no config.json."
+        )
+        if "quantization_config" in raw:
+            raise ConvertError(
+                f"{path}: the model is quantized already; convert the original, unquantized checkpoint."
+            )
+        self.family = family_of_model_type(str(raw.get("model_type", "")))
+        try:
+            self.config = AutoConfig.from_pretrained(path, local_files_only=True)
+            self.family.check(self.config)
+        except ConvertError:
+            raise
+        except Exception as error:  # transformers raises whatever a strange value leads to
+            raise ConvertError(
+                f"{path / 'config.json'}: transformers refuses it: {first_line(error)}"
+            ) from error
+        self._weights = WeightFiles(find_shards(path))
+
+    def files(self) -> list[Path]:
+        small = [path for path in self.path.iterdir() if path.name in _SMALL_FILES and path.is_file()]
+        return sorted(small) + self._weights.paths
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return self._weights.shapes
+
+    def own_name(self, tensor: Tensor) -> str:
+        return tensor.source
+
+    def read_raw(self, tensor: Tensor, start: int, stop: int) -> NDArray[np.float32]:
+        return self._weights.read_rows(tensor.source, start, stop)
+
+    def tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+        except Exception as error:
+            raise ConvertError(
+                f"{self.path}: transformers reads no tokenizer from it: {first_line(error)}"
+            ) from error
+
+    def source(self) -> dict[str, Any]:
+        path = self.path / "generation_config.json"
+        return {path.name: read_json(path, "")} if path.is_file() else {}
