@@ -35,13 +35,15 @@ struct sq_run {
     uint32_t n_logits;
     atomic_bool *cancel; /* set from outside */
     bool stopped;        /* the run was cancelled: its results are void */
+    bool long_rope;      /* the timeline is, or is about to be, longer than n_ctx_short */
 
-    sq_rows x;                         /* [n_embd] the residual stream */
-    sq_rows h;                         /* [n_embd] normalised, or what is to be added to x */
-    sq_rows q, k, v;                   /* [n_heads · head_dim], [n_kv_heads · head_dim] twice */
-    sq_rows attended;                  /* [n_heads · head_dim] */
-    sq_rows gate, up;                  /* [n_ff] */
-    sq_rows cos, sin;                  /* [n_rot / 2] */
+    sq_rows x;               /* [n_embd] the residual stream */
+    sq_rows h;               /* [n_embd] normalised, or what is to be added to x */
+    sq_rows q, k, v;         /* [n_heads · head_dim], [n_kv_heads · head_dim] twice */
+    sq_rows attended;        /* [n_heads · head_dim] */
+    sq_rows gate, up;        /* [n_ff] */
+    sq_rows cos[SQ_N_ROPES]; /* [n_rot / 2], of the token's position, times the table's scale */
+    sq_rows sin[SQ_N_ROPES];
     float *private_h;                  /* [n_threads, sq_pad(n_embd)] */
     float *scores;                     /* [n_threads, n_heads / n_kv_heads, sq_pad(n_ctx)] */
     float *tiles;                      /* [n_threads, SQ_GEMM_ROWS, sq_pad(widest n_in)] */
@@ -52,20 +54,19 @@ struct sq_backend {
     const char *name; /* "cpu" */
     /* x = embedding[token]; cos and sin of each token's position */
     void (*embed)(sq_run *run, uint32_t thread);
-    /* out_i = linear_i(rms_norm(x, norm)) for i < n, n <= 3 */
-    void (*norm_linears)(sq_run *run, const float *norm, const sq_linear *const *linears,
+    /* out_i = linear_i(norm(x)) for i < n, n <= 3 */
+    void (*norm_linears)(sq_run *run, const sq_norm *norm, const sq_linear *const *linears,
                          const sq_rows *const *outs, uint32_t n, uint32_t thread);
-    /* Rotates q and k, stores k and v of the layer in the cache. */
+    /* Norms each head of q and k and rotates it, as the layer says; stores k and v in the cache. */
     void (*rope_store)(sq_run *run, uint32_t layer, uint32_t thread);
-    /* attended = softmax(q · k / sqrt(head_dim)) v, causal, within the window */
+    /* attended = softmax(attn_scale · q · k) v, causal, within the layer's window */
     void (*attend)(sq_run *run, uint32_t layer, uint32_t thread);
     /* x += linear(in) */
     void (*linear_add)(sq_run *run, const sq_linear *linear, const sq_rows *in, uint32_t thread);
-    /* gate = silu(gate_linear(h)) · up_linear(h), h = rms_norm(x, norm) */
-    void (*gate_up)(sq_run *run, const float *norm, const sq_linear *gate, const sq_linear *up,
-                    uint32_t thread);
-    /* logits = head(rms_norm(x, norm)) of the last n_logits tokens */
-    void (*logits)(sq_run *run, const float *norm, const sq_linear *head, uint32_t thread);
+    /* gate = activation(layer->gate(h)) · layer->up(h), h = ffn_norm(x) */
+    void (*ffn_up)(sq_run *run, const sq_layer *layer, uint32_t thread);
+    /* logits = head(norm(x)) of the last n_logits tokens */
+    void (*logits)(sq_run *run, const sq_norm *norm, const sq_linear *head, uint32_t thread);
 };
 
 extern const sq_backend sq_backend_cpu;

@@ -3,7 +3,6 @@
 #include "backend.h"
 
 #include <math.h>
-#include <string.h>
 
 /* ---- buffers ----------------------------------------------------------------------------------- */
 
@@ -36,8 +35,10 @@ static void run_layout(sq_run *run, const sq_hparams *h, uint32_t n_ctx, uint32_
     run->attended = arena_rows(a, q_width);
     run->gate = arena_rows(a, h->n_ff);
     run->up = arena_rows(a, h->n_ff);
-    run->cos = arena_rows(a, h->n_rot / 2);
-    run->sin = arena_rows(a, h->n_rot / 2);
+    for (int i = 0; i < SQ_N_ROPES; i++) {
+        run->cos[i] = arena_rows(a, h->n_rot / 2);
+        run->sin[i] = arena_rows(a, h->n_rot / 2);
+    }
     run->private_h = arena_floats(a, n_threads * sq_pad(h->n_embd));
     run->scores_floats = h->n_heads / h->n_kv_heads * sq_pad(n_ctx);
     run->scores = arena_floats(a, n_threads * run->scores_floats);
@@ -97,44 +98,54 @@ static void linear_rows(sq_run *run, const sq_linear *linear, const float *in, s
         kernels->add(out + t * out_stride + rows.first, linear->bias + rows.first, rows.last - rows.first);
 }
 
-/* rms_norm of tokens [first, n_tokens). One token: every thread does it for itself, which is cheaper than
+static void norm_row(const sq_run *run, const sq_norm *norm, const float *x, uint32_t n, float *y) {
+    run->model->kernels->rms_norm(x, norm->weight, run->model->hparams.norm_eps, n, y);
+}
+
+/* norm(x) of tokens [first, n_tokens). One token: every thread does it for itself, which is cheaper than
  * waiting for one another; more: shared in run->h, behind a barrier. */
-static const float *norm_rows(sq_run *run, const float *norm, uint32_t first, uint32_t thread) {
-    const sq_kernels *kernels = run->model->kernels;
-    const sq_hparams *h = &run->model->hparams;
-    uint32_t n = run->n_tokens - first;
+static const float *norm_rows(sq_run *run, const sq_norm *norm, uint32_t first, uint32_t thread) {
+    uint32_t n = run->n_tokens - first, n_embd = run->model->hparams.n_embd;
     if (n == 1) {
-        float *mine = run->private_h + thread * sq_pad(h->n_embd);
-        kernels->rms_norm(row_at(&run->x, first), norm, h->norm_eps, h->n_embd, mine);
+        float *mine = run->private_h + thread * sq_pad(n_embd);
+        norm_row(run, norm, row_at(&run->x, first), n_embd, mine);
         return mine;
     }
     share tokens = share_of(run, n, 1, thread);
     for (uint32_t t = first + tokens.first; t < first + tokens.last; t++)
-        kernels->rms_norm(row_at(&run->x, t), norm, h->norm_eps, h->n_embd, row_at(&run->h, t));
+        norm_row(run, norm, row_at(&run->x, t), n_embd, row_at(&run->h, t));
     sq_pool_barrier(run->pool);
     return row_at(&run->h, first);
 }
 
 /* ---- operations -------------------------------------------------------------------------------- */
 
+/* The cosines and sines that token t is rotated by in layers of rope table r. */
+static void rope_angles(sq_run *run, int r, uint32_t t) {
+    const sq_rope *rope = &run->model->ropes[r];
+    uint32_t n = run->model->hparams.n_rot / 2;
+    const float *frequencies = rope->frequencies + (run->long_rope ? n : 0);
+    float *cos_row = row_at(&run->cos[r], t), *sin_row = row_at(&run->sin[r], t);
+    for (uint32_t i = 0; i < n; i++) {
+        float angle = (float)(run->position + t) * frequencies[i];
+        cos_row[i] = cosf(angle) * rope->scale;
+        sin_row[i] = sinf(angle) * rope->scale;
+    }
+}
+
 static void cpu_embed(sq_run *run, uint32_t thread) {
     const sq_model *model = run->model;
     const sq_matrix *w = &model->embedding.w;
-    uint32_t n_half = model->hparams.n_rot / 2;
     share tokens = share_of(run, run->n_tokens, 1, thread);
     for (uint32_t t = tokens.first; t < tokens.last; t++) {
         model->kernels->types[w->type].expand_row(w, (uint32_t)run->tokens[t], row_at(&run->x, t));
-        float *cos_row = row_at(&run->cos, t), *sin_row = row_at(&run->sin, t);
-        for (uint32_t i = 0; i < n_half; i++) {
-            float angle = (float)(run->position + t) * model->rope_frequencies[i];
-            cos_row[i] = cosf(angle);
-            sin_row[i] = sinf(angle);
-        }
+        for (int r = 0; r < SQ_N_ROPES; r++)
+            rope_angles(run, r, t);
     }
     sq_pool_barrier(run->pool);
 }
 
-static void cpu_norm_linears(sq_run *run, const float *norm, const sq_linear *const *linears,
+static void cpu_norm_linears(sq_run *run, const sq_norm *norm, const sq_linear *const *linears,
                              const sq_rows *const *outs, uint32_t n, uint32_t thread) {
     const float *in = norm_rows(run, norm, 0, thread);
     /* The rows of all matrices are dealt out as one, so that small matrices balance too. */
@@ -154,22 +165,32 @@ static void cpu_norm_linears(sq_run *run, const float *norm, const sq_linear *co
     sq_pool_barrier(run->pool);
 }
 
+/* One head of q or k: its norm and its rotation, where the layer has them. */
+static void head_position(const sq_run *run, const sq_layer *layer, const sq_norm *norm, uint32_t t,
+                          float *head) {
+    const sq_hparams *h = &run->model->hparams;
+    if (norm->weight)
+        norm_row(run, norm, head, h->head_dim, head);
+    if (layer->rope != SQ_ROPE_NONE)
+        run->model->kernels->rope(head, row_at(&run->cos[layer->rope], t), row_at(&run->sin[layer->rope], t),
+                                  1, h->head_dim, h->n_rot);
+}
+
 static void cpu_rope_store(sq_run *run, uint32_t layer, uint32_t thread) {
     const sq_kernels *kernels = run->model->kernels;
     const sq_hparams *h = &run->model->hparams;
+    const sq_layer *l = &run->model->layers[layer];
     uint32_t n_units = h->n_heads + h->n_kv_heads; /* of a token: its query heads, then its KV heads */
     share units = share_of(run, run->n_tokens * n_units, 1, thread);
     for (uint32_t u = units.first; u < units.last; u++) {
         uint32_t t = u / n_units, head = u % n_units;
-        const float *cos_row = row_at(&run->cos, t), *sin_row = row_at(&run->sin, t);
         if (head < h->n_heads) {
-            float *q = row_at(&run->q, t) + head * h->head_dim;
-            kernels->rope(q, cos_row, sin_row, 1, h->head_dim, h->n_rot);
+            head_position(run, l, &l->q_norm, t, row_at(&run->q, t) + head * h->head_dim);
             continue;
         }
         head -= h->n_heads;
         float *k = row_at(&run->k, t) + head * h->head_dim, *v = row_at(&run->v, t) + head * h->head_dim;
-        kernels->rope(k, cos_row, sin_row, 1, h->head_dim, h->n_rot);
+        head_position(run, l, &l->k_norm, t, k);
         uint32_t position = run->position + t;
         kernels->kv_store[run->kv->type](k, h->head_dim, sq_kv_key(run->kv, layer, head, position));
         kernels->kv_store[run->kv->type](v, h->head_dim, sq_kv_value(run->kv, layer, head, position));
@@ -180,16 +201,15 @@ static void cpu_rope_store(sq_run *run, uint32_t layer, uint32_t thread) {
 /* Query heads [first, last) of one token, group by group. */
 static void attend_heads(sq_run *run, uint32_t layer, uint32_t t, share heads, uint32_t thread) {
     const sq_hparams *h = &run->model->hparams;
-    uint32_t n_group = h->n_heads / h->n_kv_heads;
+    uint32_t n_group = h->n_heads / h->n_kv_heads, window = run->model->layers[layer].window;
     uint32_t end = run->position + t + 1;
-    uint32_t start = h->window && end > h->window ? end - h->window : 0;
-    float scale = 1.0f / sqrtf((float)h->head_dim);
+    uint32_t start = window && end > window ? end - window : 0;
     for (uint32_t head = heads.first; head < heads.last;) {
         uint32_t kv_head = head / n_group, group_end = (kv_head + 1) * n_group;
         uint32_t last = group_end < heads.last ? group_end : heads.last;
         run->model->kernels->attend[run->kv->type](
             row_at(&run->q, t) + head * h->head_dim, sq_kv_key(run->kv, layer, kv_head, start),
-            sq_kv_value(run->kv, layer, kv_head, start), end - start, last - head, h->head_dim, scale,
+            sq_kv_value(run->kv, layer, kv_head, start), end - start, last - head, h->head_dim, h->attn_scale,
             run->scores + thread * run->scores_floats, row_at(&run->attended, t) + head * h->head_dim);
         head = last;
     }
@@ -218,20 +238,23 @@ static void cpu_linear_add(sq_run *run, const sq_linear *linear, const sq_rows *
     sq_pool_barrier(run->pool);
 }
 
-static void cpu_gate_up(sq_run *run, const float *norm, const sq_linear *gate, const sq_linear *up,
-                        uint32_t thread) {
-    const float *in = norm_rows(run, norm, 0, thread);
-    share rows = share_of(run, gate->w.n_out, ROW_GRAIN, thread);
-    linear_rows(run, gate, in, run->h.stride, run->n_tokens, run->gate.data, run->gate.stride, rows, thread);
-    linear_rows(run, up, in, run->h.stride, run->n_tokens, run->up.data, run->up.stride, rows, thread);
+static void cpu_ffn_up(sq_run *run, const sq_layer *layer, uint32_t thread) {
+    const sq_model *model = run->model;
+    const float *in = norm_rows(run, &layer->ffn_norm, 0, thread);
+    share rows = share_of(run, layer->up.w.n_out, ROW_GRAIN, thread);
+    linear_rows(run, &layer->gate, in, run->h.stride, run->n_tokens, run->gate.data, run->gate.stride, rows,
+                thread);
+    linear_rows(run, &layer->up, in, run->h.stride, run->n_tokens, run->up.data, run->up.stride, rows,
+                thread);
     for (uint32_t t = 0; t < run->n_tokens; t++) {
         float *g = row_at(&run->gate, t) + rows.first;
-        run->model->kernels->silu_mul(g, row_at(&run->up, t) + rows.first, rows.last - rows.first, g);
+        model->kernels->gated[model->arch->activation](g, row_at(&run->up, t) + rows.first,
+                                                       rows.last - rows.first, g);
     }
     sq_pool_barrier(run->pool);
 }
 
-static void cpu_logits(sq_run *run, const float *norm, const sq_linear *head, uint32_t thread) {
+static void cpu_logits(sq_run *run, const sq_norm *norm, const sq_linear *head, uint32_t thread) {
     if (!run->n_logits)
         return;
     const float *in = norm_rows(run, norm, run->n_tokens - run->n_logits, thread);
@@ -247,6 +270,6 @@ const sq_backend sq_backend_cpu = {
     .rope_store = cpu_rope_store,
     .attend = cpu_attend,
     .linear_add = cpu_linear_add,
-    .gate_up = cpu_gate_up,
+    .ffn_up = cpu_ffn_up,
     .logits = cpu_logits,
 };

@@ -20,6 +20,9 @@ typedef struct sq_type_kernels {
 /* KV cache element types. */
 typedef enum sq_kv_type { SQ_KV_F16, SQ_KV_F32, SQ_N_KV_TYPES } sq_kv_type;
 
+/* Of a feed-forward: silu(z) = z / (1 + exp(-z)). */
+typedef enum sq_activation { SQ_SILU, SQ_N_ACTIVATIONS } sq_activation;
+
 typedef struct sq_kernels {
     const char *name; /* "scalar", "avx2", "avx512" */
     bool (*supported)(void);
@@ -31,10 +34,10 @@ typedef struct sq_kernels {
     void (*gemm)(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
                  uint32_t row0, uint32_t row1, float *scratch);
 
-    /* y[i] = x[i] / sqrt(mean(x²) + eps) · weight[i] */
+    /* y[i] = x[i] / sqrt(mean(x²) + eps) · weight[i]; y may be x, which needs no padding */
     void (*rms_norm)(const float *x, const float *weight, float eps, uint32_t n, float *y);
-    /* y[i] = silu(gate[i]) · up[i], silu(z) = z / (1 + exp(-z)); y may be gate */
-    void (*silu_mul)(const float *gate, const float *up, uint32_t n, float *y);
+    /* y[i] = activation(gate[i]) · up[i]; y may be gate */
+    void (*gated[SQ_N_ACTIVATIONS])(const float *gate, const float *up, uint32_t n, float *y);
     /* Rotates pairs (x[i], x[i + n_rot/2]) of each of n_heads heads of head_dim by cos[i], sin[i], i <
      * n_rot/2: "rotate halves", Hugging Face's order; dims from n_rot on stay. In place. */
     void (*rope)(float *x, const float *cos, const float *sin, uint32_t n_heads, uint32_t head_dim,

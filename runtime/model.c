@@ -11,7 +11,9 @@
 
 enum { FORMAT_VERSION = 1 };
 
-static const sq_arch *const architectures[] = {&sq_arch_llama};
+static const sq_arch *const architectures[] = {
+    &sq_arch_llama, &sq_arch_phi3, &sq_arch_qwen2, &sq_arch_qwen3, &sq_arch_smollm3,
+};
 
 /* ---- loading, for models/ ---------------------------------------------------------------------- */
 
@@ -104,6 +106,13 @@ sq_status sq_model_load_linear(sq_model *model, const char *prefix, uint32_t n_o
     return SQ_OK;
 }
 
+sq_status sq_model_load_norm(sq_model *model, const char *prefix, uint32_t n, sq_norm *norm,
+                             sq_error *error) {
+    char name[SQ_NAME_BYTES];
+    snprintf(name, sizeof name, "%s.weight", prefix);
+    return sq_model_load_vector(model, name, n, &norm->weight, error);
+}
+
 /* ---- opening ----------------------------------------------------------------------------------- */
 
 static sq_status version_check(const sq_gguf *file, sq_error *error) {
@@ -147,26 +156,6 @@ static sq_status list_create(sq_model *model, sq_error *error) {
     return SQ_OK;
 }
 
-/* transformers computes base^(2i/d) and its inverse in f32, and so do we. */
-static sq_status rope_create(sq_model *model, sq_error *error) {
-    const sq_hparams *h = &model->hparams;
-    uint32_t n = h->n_rot / 2;
-    const float *divisors = NULL;
-    if (sq_gguf_find_tensor(model->file, "rope_freqs.weight")) {
-        sq_status status = sq_model_load_vector(model, "rope_freqs.weight", n, &divisors, error);
-        if (status)
-            return status;
-    }
-    model->rope_frequencies = calloc(n + 1, sizeof(float));
-    if (!model->rope_frequencies)
-        return sq_fail(error, SQ_ERROR_MEMORY, "no memory for %u frequencies", n);
-    for (uint32_t i = 0; i < n; i++) {
-        float frequency = 1.0f / powf(h->rope_base, (float)(2 * i) / (float)h->n_rot);
-        model->rope_frequencies[i] = divisors ? frequency / divisors[i] : frequency;
-    }
-    return SQ_OK;
-}
-
 static sq_status model_load(sq_model *model, const sq_model_options *options, sq_error *error) {
     sq_status status = version_check(model->file, error);
     if (!status)
@@ -177,8 +166,6 @@ static sq_status model_load(sq_model *model, const sq_model_options *options, sq
         status = list_create(model, error);
     if (!status)
         status = model->arch->load(model, error);
-    if (!status)
-        status = rope_create(model, error);
     if (!status)
         status = sq_tokenizer_load(model->file, model->hparams.n_vocab, &model->tokenizer, error);
     if (!status)
@@ -235,7 +222,8 @@ void sq_model_close(sq_model *model) {
         return;
     sq_chat_free(model->chat);
     sq_tokenizer_free(model->tokenizer);
-    free(model->rope_frequencies);
+    for (int i = 0; i < SQ_N_ROPES; i++)
+        free(model->ropes[i].frequencies);
     free(model->layers);
     free(model->tensors);
     free(model->matrices);

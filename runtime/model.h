@@ -15,32 +15,56 @@ typedef struct sq_linear {
     const float *bias; /* [n_out], or NULL */
 } sq_linear;
 
+/* y = x / sqrt(mean(x²) + norm_eps) · weight */
+typedef struct sq_norm {
+    const float *weight; /* [width of x]; NULL: there is no such norm, y = x */
+} sq_norm;
+
+/* Rotary positions: tables that layers choose from. */
+typedef enum sq_rope_table { SQ_ROPE_NONE = -1, SQ_ROPE_MAIN, SQ_N_ROPES } sq_rope_table;
+
+typedef struct sq_rope {
+    /* [2, n_rot / 2], radians a position: for timelines of up to n_ctx_short tokens, and for longer ones */
+    float *frequencies;
+    float scale; /* of cosine and sine; YaRN and LongRoPE raise the scores' temperature by it */
+} sq_rope;
+
 typedef struct sq_layer {
-    const float *attn_norm, *ffn_norm; /* [n_embd] */
-    sq_linear q, k, v;                 /* [n_heads · head_dim or n_kv_heads · head_dim, n_embd] */
-    sq_linear attn_output;             /* [n_embd, n_heads · head_dim] */
-    sq_linear gate, up;                /* [n_ff, n_embd] */
-    sq_linear down;                    /* [n_embd, n_ff] */
+    sq_norm attn_norm, ffn_norm; /* [n_embd] */
+    sq_norm q_norm, k_norm;      /* [head_dim], of each head, before rotation; may be absent */
+    sq_linear q, k, v;           /* [n_heads · head_dim or n_kv_heads · head_dim, n_embd] */
+    sq_linear attn_output;       /* [n_embd, n_heads · head_dim] */
+    sq_linear gate, up;          /* [n_ff, n_embd] */
+    sq_linear down;              /* [n_embd, n_ff] */
+    uint32_t window;             /* a token sees itself and window - 1 before it; 0: all */
+    sq_rope_table rope;
 } sq_layer;
 
 typedef struct sq_hparams {
     uint32_t n_layers, n_embd, n_ff, n_heads, n_kv_heads, head_dim, n_vocab, n_ctx_train;
-    uint32_t n_rot;  /* dimensions of a head that rotate */
-    uint32_t window; /* a token sees itself and window - 1 before it; 0: all */
+    uint32_t n_rot;       /* dimensions of a head that rotate */
+    uint32_t n_ctx_short; /* tokens up to which the first frequencies hold; UINT32_MAX: always */
     float norm_eps;
-    float rope_base;
+    float attn_scale; /* of q · k */
 } sq_hparams;
 
-/* One file in models/ each, and one line in sq_architectures. */
+/* A family: one file in models/ each, and one line in `architectures` (model.c). */
 typedef struct sq_arch {
     const char *name; /* general.architecture */
     /* Reads hyperparameters and binds the weights; model->file is open, model->arch set. */
     sq_status (*load)(sq_model *model, sq_error *error);
     /* Runs the tokens of `run` through all layers; called by every thread of the pool at once. */
     void (*forward)(sq_run *run, uint32_t thread);
+
+    bool qk_norm; /* layers have q_norm and k_norm */
+    sq_activation activation;
 } sq_arch;
 
 extern const sq_arch sq_arch_llama;
+extern const sq_arch sq_arch_phi3;
+extern const sq_arch sq_arch_qwen2;
+extern const sq_arch sq_arch_qwen3;
+extern const sq_arch sq_arch_smollm3;
 
 struct sq_model {
     sq_gguf *file;
@@ -53,9 +77,9 @@ struct sq_model {
     sq_linear embedding; /* [n_vocab, n_embd] */
     sq_linear head;      /* [n_vocab, n_embd]; the same matrix where tied */
     bool tied;
-    const float *output_norm; /* [n_embd] */
-    float *rope_frequencies;  /* [n_rot / 2], radians a position */
-    sq_layer *layers;         /* [n_layers] */
+    sq_norm output_norm; /* [n_embd] */
+    sq_rope ropes[SQ_N_ROPES];
+    sq_layer *layers; /* [n_layers] */
 
     /* What sq_model_get_tensor lists, in the order of loading. */
     sq_tensor_info *tensors;
@@ -84,6 +108,8 @@ sq_status sq_model_load_f32(const sq_model *model, const char *key, bool optiona
 /* PREFIX.weight and, where it is there, PREFIX.bias. `linear` must stay where it is. */
 sq_status sq_model_load_linear(sq_model *model, const char *prefix, uint32_t n_out, uint32_t n_in,
                                sq_linear *linear, sq_error *error);
+/* PREFIX.weight */
+sq_status sq_model_load_norm(sq_model *model, const char *prefix, uint32_t n, sq_norm *norm, sq_error *error);
 sq_status sq_model_load_vector(sq_model *model, const char *name, uint32_t n, const float **vector,
                                sq_error *error);
 

@@ -167,10 +167,11 @@ static sq_status piece_run(sq_session *s, const sq_token *tokens, uint32_t n_tok
     return SQ_OK;
 }
 
-static sq_status tokens_run(sq_session *s, const sq_token *tokens, size_t n_tokens, float *logits,
+/* Runs the tokens, piece by piece. Logits of all go to `logits`, or, where that is NULL, those of the last
+ * one to s->logits. */
+static sq_status pieces_run(sq_session *s, const sq_token *tokens, size_t n_tokens, float *logits,
                             sq_error *error) {
     size_t n_vocab = s->model->hparams.n_vocab;
-    atomic_store_explicit(&s->cancel, false, memory_order_relaxed);
     for (size_t done = 0; done < n_tokens;) {
         size_t left = n_tokens - done;
         uint32_t n = left < SQ_RUN_TOKENS ? (uint32_t)left : SQ_RUN_TOKENS;
@@ -181,6 +182,30 @@ static sq_status tokens_run(sq_session *s, const sq_token *tokens, size_t n_toke
             return status;
         done += n;
     }
+    return SQ_OK;
+}
+
+/* Keys that were rotated by one table do not go with queries rotated by the other, so a timeline that
+ * passes n_ctx_short, either way, runs again from the start. transformers' generate does the same. */
+static sq_status rope_choose(sq_session *s, size_t n_tokens, sq_error *error) {
+    uint32_t n_before = s->n_tokens;
+    bool long_rope = n_tokens > s->model->hparams.n_ctx_short;
+    if (long_rope == s->run.long_rope)
+        return SQ_OK;
+    s->run.long_rope = long_rope;
+    s->n_tokens = 0;
+    return pieces_run(s, s->tokens, n_before, NULL, error);
+}
+
+static sq_status tokens_run(sq_session *s, const sq_token *tokens, size_t n_tokens, float *logits,
+                            sq_error *error) {
+    size_t n_vocab = s->model->hparams.n_vocab;
+    atomic_store_explicit(&s->cancel, false, memory_order_relaxed);
+    sq_status status = rope_choose(s, s->n_tokens + n_tokens, error);
+    if (!status)
+        status = pieces_run(s, tokens, n_tokens, logits, error);
+    if (status)
+        return status;
     if (logits)
         memcpy(s->logits, logits + (n_tokens - 1) * n_vocab, n_vocab * sizeof *logits);
     s->has_logits = true;

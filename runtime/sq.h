@@ -195,7 +195,7 @@ sq_status sq_session_sync(sq_session *session, const sq_token *tokens, size_t n_
                           sq_error *error);
 
 /* Appends tokens to the timeline. `logits`, where not NULL, receives [n_tokens, n_vocab]: after each
- * token, the logits of the next. */
+ * token, the logits of the next. On SQ_ERROR_CANCELLED the timeline is a prefix of what it would be. */
 sq_status sq_session_append(sq_session *session, const sq_token *tokens, size_t n_tokens, float *logits,
                             sq_error *error);
 

@@ -129,7 +129,7 @@ const sq_kernels sq_kernels_avx512 = {
         },
     .gemm = gemm,
     .rms_norm = rms_norm,
-    .silu_mul = silu_mul,
+    .gated = {[SQ_SILU] = silu_mul},
     .rope = rope,
     .add = add,
     .kv_store = {[SQ_KV_F16] = kv_store_f16, [SQ_KV_F32] = kv_store_f32},

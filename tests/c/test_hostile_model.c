@@ -24,70 +24,71 @@ static sq_status use_model(tiny_model *m, sq_error *error) {
 }
 
 static void test_sound(void) {
-    for (int byte_level = 0; byte_level < 2; byte_level++) {
+    for (tiny_family family = 0; family < TINY_N_FAMILIES; family++) {
         tiny_model m;
         sq_error error;
-        tiny_create(&m, byte_level);
+        tiny_create(&m, family);
         CHECK_OK(use_model(&m, &error), &error);
     }
 }
 
 /* ---- tensors ------------------------------------------------------------------------------------ */
 
-static void test_missing(void) {
+static void check_missing(tiny_family family, size_t index) {
     tiny_model m;
-    tiny_create(&m, false);
-    size_t n = m.n_tensors;
-    tiny_free(&m);
-    for (size_t i = 0; i < n; i++) {
-        sq_error error;
-        tiny_create(&m, false);
-        tiny_tensor *t = &m.tensors[i];
-        bool optional = strstr(t->name, ".bias") != NULL;
-        char base[64];
-        snprintf(base, sizeof base, "%s", t->name);
-        if (strstr(base, ".weight"))
-            strstr(base, ".weight")[7] = 0;
-        t->name[0] = 'x'; /* the file holds a stranger instead */
-        if (optional)
-            CHECK_OK(use_model(&m, &error), &error);
-        else
-            CHECK_FAILS(use_model(&m, &error), &error, SQ_ERROR_FORMAT, base);
-    }
+    sq_error error;
+    tiny_create(&m, family);
+    tiny_tensor *t = &m.tensors[index];
+    bool optional = strstr(t->name, ".bias") != NULL;
+    char base[64];
+    snprintf(base, sizeof base, "%s", t->name);
+    if (strstr(base, ".weight"))
+        strstr(base, ".weight")[7] = 0;
+    t->name[0] = 'x'; /* the file holds a stranger instead */
+    if (optional)
+        CHECK_OK(use_model(&m, &error), &error);
+    else
+        CHECK_FAILS(use_model(&m, &error), &error, SQ_ERROR_FORMAT, base);
 }
 
-/* Every tensor one row or column short, and as another type of the same size. */
-static void test_shapes(void) {
-    for (int damage = 0; damage < 4; damage++) {
-        for (size_t i = 0;; i++) {
-            tiny_model m;
-            sq_error error;
-            tiny_create(&m, false);
-            if (i == m.n_tensors) {
-                tiny_free(&m);
-                break;
-            }
-            tiny_tensor *t = &m.tensors[i];
-            char name[64];
-            snprintf(name, sizeof name, "%s", t->name);
-            if (strstr(name, ".weight"))
-                strstr(name, ".weight")[7] = 0;
-            if (damage == 0)
-                t->dims[0] -= t->type == SQ_GGUF_Q8_0 ? 32 : 1;
-            if (damage == 1)
-                t->dims[1] += t->n_dims == 2 ? (uint64_t)-1 : 0, t->dims[0] += t->n_dims == 1;
-            if (damage == 2)
-                t->type = t->type == SQ_GGUF_I8 ? SQ_GGUF_Q8_0 : SQ_GGUF_I8;
-            if (damage == 3)
-                t->type = 2; /* Q4_0: not for us */
-            if (damage == 0 && t->type == SQ_GGUF_Q8_0)
-                t->dims[0] = 64, t->dims[1] /= 2;
-            sq_status status = use_model(&m, &error);
-            CHECK_SAY(status == SQ_ERROR_FORMAT || status == SQ_ERROR_UNSUPPORTED, "%s, damage %d: status %d",
-                      name, damage, (int)status);
-            /* Q8_0 rows that are no whole blocks are refused by the reader, by number of weights. */
-            if (status)
-                CHECK_SAY(strstr(error.message, name) != NULL, "%s: %s", name, error.message);
+/* One row or column short, or another type of the same size. */
+static void check_shape(tiny_family family, size_t index, int damage) {
+    tiny_model m;
+    sq_error error;
+    tiny_create(&m, family);
+    tiny_tensor *t = &m.tensors[index];
+    char name[64];
+    snprintf(name, sizeof name, "%s", t->name);
+    if (strstr(name, ".weight"))
+        strstr(name, ".weight")[7] = 0;
+    if (damage == 0)
+        t->dims[0] -= t->type == SQ_GGUF_Q8_0 ? 32 : 1;
+    if (damage == 1)
+        t->dims[1] += t->n_dims == 2 ? (uint64_t)-1 : 0, t->dims[0] += t->n_dims == 1;
+    if (damage == 2)
+        t->type = t->type == SQ_GGUF_I8 ? SQ_GGUF_Q8_0 : SQ_GGUF_I8;
+    if (damage == 3)
+        t->type = 2; /* Q4_0: not for us */
+    if (damage == 0 && t->type == SQ_GGUF_Q8_0)
+        t->dims[0] = 64, t->dims[1] /= 2;
+    sq_status status = use_model(&m, &error);
+    CHECK_SAY(status == SQ_ERROR_FORMAT || status == SQ_ERROR_UNSUPPORTED, "%s, damage %d: status %d", name,
+              damage, (int)status);
+    /* Q8_0 rows that are no whole blocks are refused by the reader, by number of weights. */
+    if (status)
+        CHECK_SAY(strstr(error.message, name) != NULL, "%s: %s", name, error.message);
+}
+
+static void test_tensors(void) {
+    for (tiny_family family = 0; family < TINY_N_FAMILIES; family++) {
+        tiny_model m;
+        tiny_create(&m, family);
+        size_t n = m.n_tensors;
+        tiny_free(&m);
+        for (size_t i = 0; i < n; i++) {
+            check_missing(family, i);
+            for (int damage = 0; damage < 4; damage++)
+                check_shape(family, i, damage);
         }
     }
 }
@@ -97,7 +98,7 @@ static void test_table_width(void) {
     for (size_t i = 0; i < sizeof widths / sizeof *widths; i++) {
         tiny_model m;
         sq_error error;
-        tiny_create(&m, false);
+        tiny_create(&m, TINY_LLAMA);
         tiny_tensor *lut = tiny_find(&m, "blk.1.attn_v.weight.lut");
         lut->dims[0] = widths[i];
         lut->n_bytes = widths[i] * lut->dims[1] * 2;
@@ -113,7 +114,7 @@ static void test_table_width(void) {
 static void check_rows(uint32_t row, int32_t value) {
     tiny_model m;
     sq_error error;
-    tiny_create(&m, false);
+    tiny_create(&m, TINY_LLAMA);
     tiny_tensor *rows = tiny_find(&m, "blk.0.ffn_down.weight.rows");
     memcpy(rows->data + row * sizeof value, &value, sizeof value);
     CHECK_FAILS(use_model(&m, &error), &error, SQ_ERROR_FORMAT, "blk.0.ffn_down.weight.rows: expected row");
@@ -136,7 +137,7 @@ static void test_columns(void) {
         for (size_t place = 0; place < 48; place += 47) {
             tiny_model m;
             sq_error error;
-            tiny_create(&m, false);
+            tiny_create(&m, TINY_LLAMA);
             memcpy(tiny_find(&m, "blk.0.ffn_down.weight.cols")->data + 2 * place, &columns[i], 2);
             CHECK_FAILS(use_model(&m, &error), &error, SQ_ERROR_FORMAT, "blk.0.ffn_down.weight.cols");
         }
@@ -153,16 +154,22 @@ static uint8_t *key_value(gguf_build *b, const char *key) {
     return place + strlen(key) + sizeof(uint32_t);
 }
 
-static sq_status use_changed(const char *key, uint32_t value, sq_error *error) {
+/* Uses the file with four bytes of a key's value, from `offset` on, changed. */
+static sq_status use_changed_at(tiny_family family, const char *key, size_t offset, uint32_t value,
+                                sq_error *error) {
     tiny_model m;
     gguf_build b;
-    tiny_create(&m, false);
+    tiny_create(&m, family);
     tiny_write(&m, &b);
-    memcpy(key_value(&b, key), &value, sizeof value);
+    memcpy(key_value(&b, key) + offset, &value, sizeof value);
     sq_status status = use_bytes(&b, b.n_bytes, error);
     build_free(&b);
     tiny_free(&m);
     return status;
+}
+
+static sq_status use_changed(const char *key, uint32_t value, sq_error *error) {
+    return use_changed_at(TINY_LLAMA, key, 0, value, error);
 }
 
 static void test_hyperparameters(void) {
@@ -197,18 +204,46 @@ static void test_hyperparameters(void) {
                 "tokenizer.ggml.bos_token_id");
 }
 
+/* What may differ from layer to layer, and the second rotation. */
+static void test_layers(void) {
+    enum { FIRST = sizeof(uint32_t) + sizeof(uint64_t) }; /* of an array, behind kind and length */
+    static const uint32_t windows[] = {(1u << 24) + 1, INT32_MAX, (uint32_t)INT32_MIN, UINT32_MAX};
+    static const uint32_t ropes[] = {(uint32_t)-2, 1, INT32_MAX, (uint32_t)INT32_MIN};
+    const char *window = "squeezellm.layers.window", *rope = "squeezellm.layers.rope";
+    sq_error error;
+    for (size_t i = 0; i < 4; i++) {
+        CHECK_FAILS(use_changed_at(TINY_QWEN3, window, FIRST + 4, windows[i], &error), &error,
+                    SQ_ERROR_FORMAT, window);
+        CHECK_FAILS(use_changed_at(TINY_QWEN3, rope, FIRST + 4, ropes[i], &error), &error, SQ_ERROR_FORMAT,
+                    "squeezellm.layers.rope: layer 1: expected -1 to 0, found");
+    }
+    CHECK_FAILS(use_changed_at(TINY_QWEN3, "qwen3.block_count", 0, 3, &error), &error, SQ_ERROR_FORMAT,
+                "squeezellm.layers.window: expected an array of 3 integers");
+    static const struct {
+        const char *key;
+        uint32_t wrong[2];
+    } numbers[] = {
+        {"qwen3.rope.scaling.original_context_length", {0, UINT32_MAX}},
+        {"qwen3.rope.scaling.attn_factor", {0, 0x7fc00000}},
+        {"qwen3.attention.scale", {0x80000000, 0x7f800000}},
+    };
+    for (size_t i = 0; i < 6; i++)
+        CHECK_FAILS(use_changed_at(TINY_QWEN3, numbers[i / 2].key, 0, numbers[i / 2].wrong[i % 2], &error),
+                    &error, SQ_ERROR_FORMAT, numbers[i / 2].key);
+}
+
 static void test_architecture(void) {
     tiny_model m;
     gguf_build b;
     sq_error error;
-    tiny_create(&m, false);
+    tiny_create(&m, TINY_LLAMA);
     tiny_write(&m, &b);
     memcpy(key_value(&b, "general.architecture") + sizeof(uint64_t),
            "\x1b"
            "mba",
            4);
     CHECK_FAILS(use_bytes(&b, b.n_bytes, &error), &error, SQ_ERROR_UNSUPPORTED,
-                "general.architecture: \"?mbaa\" is none of those this runtime knows (llama)");
+                "general.architecture: \"?mbaa\" is none of those this runtime knows (llama, ");
     build_free(&b);
     tiny_free(&m);
 }
@@ -217,11 +252,11 @@ static void test_architecture(void) {
 
 /* The last bytes of the file may be gone without harm only where they are padding; there is none. */
 static void test_truncated(void) {
-    for (int byte_level = 0; byte_level < 2; byte_level++) {
+    for (tiny_family family = 0; family < TINY_N_FAMILIES; family++) {
         tiny_model m;
         gguf_build b;
         sq_error error;
-        tiny_create(&m, byte_level);
+        tiny_create(&m, family);
         tiny_write(&m, &b);
         for (size_t n = 0; n < b.n_bytes; n += 1 + b.n_bytes / 300)
             CHECK_SAY(use_bytes(&b, n, &error) == SQ_ERROR_FORMAT, "%zu of %zu bytes: accepted", n,
@@ -237,11 +272,11 @@ static void test_bits(void) {
     enum { N_ROUNDS = 1500 };
     uint64_t random = 20250101;
     size_t n_refused = 0;
-    for (int byte_level = 0; byte_level < 2; byte_level++) {
+    for (tiny_family family = 0; family < TINY_N_FAMILIES; family++) {
         tiny_model m;
         gguf_build b;
         sq_error error;
-        tiny_create(&m, byte_level);
+        tiny_create(&m, family);
         tiny_write(&m, &b);
         size_t n_weights = 0;
         for (size_t i = 0; i < m.n_tensors; i++)
@@ -267,12 +302,12 @@ static void test_bits(void) {
 
 int main(void) {
     RUN(test_sound);
-    RUN(test_missing);
-    RUN(test_shapes);
+    RUN(test_tensors);
     RUN(test_table_width);
     RUN(test_rows);
     RUN(test_columns);
     RUN(test_hyperparameters);
+    RUN(test_layers);
     RUN(test_architecture);
     RUN(test_truncated);
     RUN(test_bits);

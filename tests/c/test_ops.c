@@ -105,7 +105,8 @@ static void test_kv_store(void) {
 static void test_rms_norm(void) {
     for (int i = 0; i < N_SIZES; i++) {
         uint32_t n = sizes[i];
-        guarded x = activations(n, 3), weight = random_floats(n, 2), y = guard_alloc(n * sizeof(float));
+        guarded x = random_floats(n, 3), weight = random_floats(n, 2), y = guard_alloc(n * sizeof(float)),
+                in_place = guard_alloc(n * sizeof(float));
         const float *xs = x.data, *ws = weight.data, *ys = y.data;
         double squares = 0;
         for (uint32_t k = 0; k < n; k++) {
@@ -117,10 +118,14 @@ static void test_rms_norm(void) {
                 double expected = xs[k] / sqrt(squares / n + 1e-5f) * ws[k];
                 CHECK_NEAR(ys[k], expected, 0x1p-24 * fabs(expected) * 24);
             }
+            memcpy(in_place.data, x.data, n * sizeof(float));
+            sets[s]->rms_norm(in_place.data, ws, 1e-5f, n, in_place.data);
+            CHECK(!memcmp(in_place.data, y.data, n * sizeof(float)));
         }
         guard_free(x);
         guard_free(weight);
         guard_free(y);
+        guard_free(in_place);
     }
 }
 
@@ -131,7 +136,7 @@ static void test_silu_mul(void) {
             for (int round = 0; round < 8; round++) {
                 guarded gate = activations(n, round % 2 ? 120 : 4), up = activations(n, 2),
                         y = guard_alloc(n * sizeof(float));
-                sets[s]->silu_mul(gate.data, up.data, n, y.data);
+                sets[s]->gated[SQ_SILU](gate.data, up.data, n, y.data);
                 const float *g = gate.data, *u = up.data;
                 for (uint32_t k = 0; k < n; k++) {
                     double expected = g[k] / (1 + exp(-(double)g[k])) * u[k], found = ((float *)y.data)[k];
@@ -140,7 +145,7 @@ static void test_silu_mul(void) {
                               "%s: silu(%.9g) %.9g: found %.9g, expected %.9g", sets[s]->name, g[k], u[k],
                               found, expected);
                 }
-                sets[s]->silu_mul(gate.data, up.data, n, gate.data); /* in place */
+                sets[s]->gated[SQ_SILU](gate.data, up.data, n, gate.data); /* in place */
                 CHECK(!memcmp(gate.data, y.data, n * sizeof(float)));
                 guard_free(gate);
                 guard_free(up);
@@ -150,7 +155,7 @@ static void test_silu_mul(void) {
     }
     for (int s = 0; s < n_sets; s++) {
         float gate[32] = {NAN, INFINITY, -1000, 1000, 0}, up[32] = {1, 1, 1, 1, 1}, y[5];
-        sets[s]->silu_mul(gate, up, 5, y);
+        sets[s]->gated[SQ_SILU](gate, up, 5, y);
         CHECK(isnan(y[0]) && y[1] == INFINITY && y[2] == 0 && y[3] == 1000 && y[4] == 0);
     }
 }

@@ -18,10 +18,10 @@ typedef struct fixture {
     sq_error error;
 } fixture;
 
-static void fixture_open(fixture *f, const char *cpu) {
+static void fixture_open(fixture *f, tiny_family family, const char *cpu) {
     tiny_model tiny;
     gguf_build bytes;
-    tiny_create(&tiny, false);
+    tiny_create(&tiny, family);
     tiny_write(&tiny, &bytes);
     f->file = aligned_alloc(64, (bytes.n_bytes + 63) / 64 * 64);
     memcpy(f->file, bytes.data, bytes.n_bytes);
@@ -60,10 +60,10 @@ static bool near_all(const float *a, const float *b, size_t n, float tolerance) 
     return true;
 }
 
-static void test_instruction_sets_agree(void) {
+static void check_instruction_sets(tiny_family family) {
     static float expected[N_TOKENS * TINY_VOCAB], found[N_TOKENS * TINY_VOCAB];
     fixture f;
-    fixture_open(&f, "scalar");
+    fixture_open(&f, family, "scalar");
     story_logits(&f, 1, "f32", expected);
     fixture_close(&f);
     const char *cpus[] = {"avx2", "avx512"};
@@ -71,38 +71,72 @@ static void test_instruction_sets_agree(void) {
         const sq_kernels *kernels;
         if (sq_kernels_choose(cpus[i], &kernels, NULL))
             continue; /* not on this machine */
-        fixture_open(&f, cpus[i]);
+        fixture_open(&f, family, cpus[i]);
         story_logits(&f, 2, "f32", found);
         CHECK(near_all(found, expected, N_TOKENS * TINY_VOCAB, 1e-4f));
         fixture_close(&f);
     }
 }
 
-static void test_pieces_agree(void) {
+static void test_instruction_sets_agree(void) {
+    for (tiny_family family = 0; family < TINY_N_FAMILIES; family++)
+        check_instruction_sets(family);
+}
+
+/* The last token's logits do not depend on the pieces, though the timeline may pass from one rotation to
+ * another between them. */
+static void check_pieces(tiny_family family, const char *kv) {
     static float expected[N_TOKENS * TINY_VOCAB];
     const size_t pieces[][3] = {{12, 0, 0}, {1, 10, 1}, {5, 5, 2}};
     fixture f;
-    fixture_open(&f, NULL);
-    for (size_t k = 0; k < 2; k++) {
-        const char *kv = k ? "f16" : "f32";
-        story_logits(&f, 1, kv, expected);
-        for (size_t i = 0; i < 3; i++) {
-            sq_session *session = session_open(&f, 2, kv);
-            size_t at = 0;
-            for (size_t p = 0; p < 3; at += pieces[i][p++])
-                CHECK_OK(sq_session_append(session, story + at, pieces[i][p], NULL, &f.error), &f.error);
-            CHECK(near_all(sq_session_logits(session), expected + (N_TOKENS - 1) * TINY_VOCAB, TINY_VOCAB,
-                           1e-4f));
-            sq_session_free(session);
-        }
+    fixture_open(&f, family, NULL);
+    story_logits(&f, 1, kv, expected);
+    for (size_t i = 0; i < 3; i++) {
+        sq_session *session = session_open(&f, 2, kv);
+        size_t at = 0;
+        for (size_t p = 0; p < 3; at += pieces[i][p++])
+            CHECK_OK(sq_session_append(session, story + at, pieces[i][p], NULL, &f.error), &f.error);
+        CHECK(
+            near_all(sq_session_logits(session), expected + (N_TOKENS - 1) * TINY_VOCAB, TINY_VOCAB, 1e-4f));
+        sq_session_free(session);
     }
+    fixture_close(&f);
+}
+
+static void test_pieces_agree(void) {
+    for (tiny_family family = 0; family < TINY_N_FAMILIES; family++) {
+        check_pieces(family, "f32");
+        check_pieces(family, "f16");
+    }
+}
+
+/* Up to TINY_CTX_SHORT tokens a timeline turns by the short factors, past them by the long ones, and back. */
+static void test_long_rope(void) {
+    static float brief[TINY_CTX_SHORT * TINY_VOCAB], whole[N_TOKENS * TINY_VOCAB];
+    const size_t last = (TINY_CTX_SHORT - 1) * TINY_VOCAB;
+    fixture f;
+    fixture_open(&f, TINY_QWEN3, NULL);
+    sq_session *session = session_open(&f, 1, "f32");
+    CHECK_OK(sq_session_append(session, story, TINY_CTX_SHORT, brief, &f.error), &f.error);
+    story_logits(&f, 1, "f32", whole);
+    CHECK(!near_all(brief + last, whole + last, TINY_VOCAB, 1e-2f));
+    CHECK_OK(sq_session_append(session, story + TINY_CTX_SHORT, N_TOKENS - TINY_CTX_SHORT, NULL, &f.error),
+             &f.error);
+    CHECK(near_all(sq_session_logits(session), whole + (N_TOKENS - 1) * TINY_VOCAB, TINY_VOCAB, 1e-4f));
+    sq_session_truncate(session, TINY_CTX_SHORT - 1);
+    CHECK_OK(sq_session_append(session, story + TINY_CTX_SHORT - 1, 1, NULL, &f.error), &f.error);
+    CHECK(near_all(sq_session_logits(session), brief + last, TINY_VOCAB, 1e-4f));
+    size_t n_tokens;
+    CHECK_EQ(memcmp(sq_session_tokens(session, &n_tokens), story, TINY_CTX_SHORT * sizeof *story), 0);
+    CHECK_EQ(n_tokens, TINY_CTX_SHORT);
+    sq_session_free(session);
     fixture_close(&f);
 }
 
 static void test_sync_keeps_the_prefix(void) {
     static float expected[N_TOKENS * TINY_VOCAB];
     fixture f;
-    fixture_open(&f, NULL);
+    fixture_open(&f, TINY_LLAMA, NULL);
     story_logits(&f, 1, NULL, expected);
     sq_session *session = session_open(&f, 1, NULL);
     sq_token other[N_TOKENS];
@@ -135,7 +169,7 @@ static void test_sync_keeps_the_prefix(void) {
 
 static void test_refusals(void) {
     fixture f;
-    fixture_open(&f, NULL);
+    fixture_open(&f, TINY_LLAMA, NULL);
     sq_session *session;
     const sq_session_options wrong[] = {
         {.n_ctx = 1 << 25},
@@ -174,7 +208,7 @@ static void *cancel_for_a_while(void *session) {
 static void test_cancel(void) {
     static float expected[N_TOKENS * TINY_VOCAB];
     fixture f;
-    fixture_open(&f, NULL);
+    fixture_open(&f, TINY_LLAMA, NULL);
     story_logits(&f, 1, NULL, expected);
     sq_session *session = session_open(&f, 2, NULL);
     sq_session_cancel(session); /* nothing runs: no effect */
@@ -220,7 +254,7 @@ static void *neighbour_run(void *argument) {
 static void test_sessions_side_by_side(void) {
     static float expected[N_TOKENS * TINY_VOCAB];
     fixture f;
-    fixture_open(&f, NULL);
+    fixture_open(&f, TINY_LLAMA, NULL);
     story_logits(&f, 1, NULL, expected);
     pthread_t threads[N_SESSIONS];
     neighbour neighbours[N_SESSIONS];
@@ -238,6 +272,7 @@ static void test_sessions_side_by_side(void) {
 int main(void) {
     RUN(test_instruction_sets_agree);
     RUN(test_pieces_agree);
+    RUN(test_long_rope);
     RUN(test_sync_keeps_the_prefix);
     RUN(test_refusals);
     RUN(test_cancel);

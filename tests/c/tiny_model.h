@@ -1,9 +1,9 @@
-/* A model of the LLaMA family with every kind of tensor, in some 30 KB: two layers, grouped-query
- * attention, 3- and 4-bit tables with and without kept weights, sizes that are no multiple of 32, and one
- * of the two tokenizers. Weights are random. What docs/FORMAT.md says, written down a second time.
+/* Models with every kind of tensor, in some 30 KB: two layers, grouped-query attention, 3- and 4-bit tables
+ * with and without kept weights, sizes that are no multiple of 32. Weights are random. What docs/FORMAT.md
+ * says, written down a second time. Each family has a tokenizer and quirks that the others have not.
  *
  *     tiny_model m;
- *     tiny_create(&m, false);
+ *     tiny_create(&m, TINY_LLAMA);
  *     tiny_find(&m, "blk.0.attn_q.weight.lut")->dims[0] = 8;   // damage, where wanted
  *     tiny_write(&m, &bytes);                                   // a gguf_build
  *     tiny_free(&m);
@@ -24,7 +24,20 @@ enum {
     TINY_KV_HEADS = 2,
     TINY_HEAD_DIM = 6,
     TINY_VOCAB = 300,
+    TINY_CTX_SHORT = 4,
     TINY_N_TENSORS = 96
+};
+
+typedef enum tiny_family { TINY_LLAMA, TINY_QWEN3, TINY_N_FAMILIES } tiny_family;
+
+static const struct {
+    const char *arch;
+    bool byte_level; /* the tokenizer; else SentencePiece */
+    bool qk_norm;
+    bool long_rope; /* another rotation past TINY_CTX_SHORT tokens, and layers that differ */
+} tiny_families[TINY_N_FAMILIES] = {
+    [TINY_LLAMA] = {.arch = "llama"},
+    [TINY_QWEN3] = {.arch = "qwen3", .byte_level = true, .qk_norm = true, .long_rope = true},
 };
 
 typedef struct tiny_tensor {
@@ -36,6 +49,7 @@ typedef struct tiny_tensor {
 } tiny_tensor;
 
 typedef struct tiny_model {
+    tiny_family family;
     gguf_build keys;
     uint64_t n_keys;
     tiny_tensor tensors[TINY_N_TENSORS];
@@ -58,6 +72,12 @@ static void tiny_key_u32(tiny_model *m, const char *name, uint32_t value) {
 static void tiny_key_f32(tiny_model *m, const char *name, float value) {
     tiny_key(m, name, SQ_KIND_F32);
     put_f32(&m->keys, value);
+}
+
+/* ARCH.name */
+static const char *tiny_arch_key(const tiny_model *m, const char *name, char full[64]) {
+    snprintf(full, 64, "%s.%s", tiny_families[m->family].arch, name);
+    return full;
 }
 
 static void tiny_key_string(tiny_model *m, const char *name, const char *value) {
@@ -131,23 +151,46 @@ static void tiny_tokenizer_bpe(tiny_model *m) {
     put_string(&m->keys, "'(?:[sdmt]|ll|ve|re)| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+");
 }
 
-static void tiny_keys(tiny_model *m, bool byte_level) {
-    tiny_key_string(m, "general.architecture", "llama");
+/* Layer 0 sees three tokens and rotates, layer 1 sees all and does not. */
+static void tiny_keys_long_rope(tiny_model *m) {
+    char full[64];
+    tiny_key_u32(m, tiny_arch_key(m, "rope.scaling.original_context_length", full), TINY_CTX_SHORT);
+    tiny_key_f32(m, tiny_arch_key(m, "rope.scaling.attn_factor", full), 1.25f);
+    tiny_key_f32(m, tiny_arch_key(m, "attention.scale", full), 0.5f);
+    tiny_key_array(m, "squeezellm.layers.window", SQ_KIND_U32, TINY_LAYERS);
+    put_u32(&m->keys, 3), put_u32(&m->keys, 0);
+    tiny_key_array(m, "squeezellm.layers.rope", SQ_KIND_I32, TINY_LAYERS);
+    put_u32(&m->keys, 0), put_u32(&m->keys, (uint32_t)-1);
+}
+
+static void tiny_keys(tiny_model *m) {
+    static const struct {
+        const char *name;
+        uint32_t value;
+    } sizes[] = {
+        {"block_count", TINY_LAYERS},
+        {"context_length", 64},
+        {"embedding_length", TINY_EMBD},
+        {"feed_forward_length", TINY_FF},
+        {"vocab_size", TINY_VOCAB},
+        {"attention.head_count", TINY_HEADS},
+        {"attention.head_count_kv", TINY_KV_HEADS},
+        {"attention.key_length", TINY_HEAD_DIM},
+        {"attention.value_length", TINY_HEAD_DIM},
+        {"rope.dimension_count", TINY_HEAD_DIM},
+    };
+    bool byte_level = tiny_families[m->family].byte_level;
+    char full[64];
+    tiny_key_string(m, "general.architecture", tiny_families[m->family].arch);
     tiny_key_string(m, "general.name", "tiny");
     tiny_key_u32(m, "general.alignment", 64);
     tiny_key_u32(m, "squeezellm.version", 1);
-    tiny_key_u32(m, "llama.block_count", TINY_LAYERS);
-    tiny_key_u32(m, "llama.context_length", 64);
-    tiny_key_u32(m, "llama.embedding_length", TINY_EMBD);
-    tiny_key_u32(m, "llama.feed_forward_length", TINY_FF);
-    tiny_key_u32(m, "llama.vocab_size", TINY_VOCAB);
-    tiny_key_u32(m, "llama.attention.head_count", TINY_HEADS);
-    tiny_key_u32(m, "llama.attention.head_count_kv", TINY_KV_HEADS);
-    tiny_key_u32(m, "llama.attention.key_length", TINY_HEAD_DIM);
-    tiny_key_u32(m, "llama.attention.value_length", TINY_HEAD_DIM);
-    tiny_key_u32(m, "llama.rope.dimension_count", TINY_HEAD_DIM);
-    tiny_key_f32(m, "llama.attention.layer_norm_rms_epsilon", 1e-5f);
-    tiny_key_f32(m, "llama.rope.freq_base", 10000);
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        tiny_key_u32(m, tiny_arch_key(m, sizes[i].name, full), sizes[i].value);
+    tiny_key_f32(m, tiny_arch_key(m, "attention.layer_norm_rms_epsilon", full), 1e-5f);
+    tiny_key_f32(m, tiny_arch_key(m, "rope.freq_base", full), 10000);
+    if (tiny_families[m->family].long_rope)
+        tiny_keys_long_rope(m);
     (byte_level ? tiny_tokenizer_bpe : tiny_tokenizer_spm)(m);
     tiny_key_string(m, "squeezellm.chat.begin", byte_level ? "<|start|>" : "<s>");
     tiny_key_string(m, "squeezellm.chat.user_assistant", " a ");
@@ -250,6 +293,10 @@ static void tiny_layer(tiny_model *m, int layer) {
     tiny_vector(m, name, TINY_EMBD, 1);
     snprintf(name, sizeof name, "blk.%d.ffn_norm.weight", layer);
     tiny_vector(m, name, TINY_EMBD, 1);
+    for (int i = 0; i < 2 && tiny_families[m->family].qk_norm; i++) {
+        snprintf(name, sizeof name, "blk.%d.attn_%c_norm.weight", layer, "qk"[i]);
+        tiny_vector(m, name, TINY_HEAD_DIM, 1);
+    }
     snprintf(name, sizeof name, "blk.%d.attn_q.bias", layer);
     if (layer == 1)
         tiny_vector(m, name, n_q, 0);
@@ -261,11 +308,15 @@ static void tiny_layer(tiny_model *m, int layer) {
 
 /* ---- the model ---------------------------------------------------------------------------------- */
 
-static void tiny_create(tiny_model *m, bool byte_level) {
-    *m = (tiny_model){.random = 1};
-    tiny_keys(m, byte_level);
+static void tiny_create(tiny_model *m, tiny_family family) {
+    *m = (tiny_model){.family = family, .random = 1};
+    tiny_keys(m);
     tiny_q8_0(m, "token_embd.weight", TINY_VOCAB, TINY_EMBD);
     tiny_vector(m, "output_norm.weight", TINY_EMBD, 1);
+    if (tiny_families[family].long_rope) {
+        tiny_vector(m, "rope_factors_short.weight", TINY_HEAD_DIM / 2, 1);
+        tiny_vector(m, "rope_factors_long.weight", TINY_HEAD_DIM / 2, 4);
+    }
     for (int layer = 0; layer < TINY_LAYERS; layer++)
         tiny_layer(m, layer);
 }

@@ -1,4 +1,4 @@
-/* make_corpus FOLDER: writes the fuzzers' seeds. Small sound files of both tokenizers, and a few of what
+/* make_corpus FOLDER: writes the fuzzers' seeds. Small sound files of each family, and a few of what
  * already has to be refused, so that the first mutations start from all branches. */
 #include <errno.h>
 #include <sys/stat.h>
@@ -29,19 +29,24 @@ static void write_model(const char *folder, const char *name, tiny_model *m) {
 }
 
 static void write_models(const char *folder) {
-    for (int byte_level = 0; byte_level < 2; byte_level++) {
+    for (tiny_family family = 0; family < TINY_N_FAMILIES; family++) {
+        const char *arch = tiny_families[family].arch;
+        char name[64];
         tiny_model m;
         gguf_build b;
-        tiny_create(&m, byte_level);
-        write_model(folder, byte_level ? "bpe" : "spm", &m);
+        tiny_create(&m, family);
+        write_model(folder, arch, &m);
         tiny_write(&m, &b);
-        write_seed(folder, byte_level ? "bpe-cut" : "spm-cut", b.data, b.n_bytes / 2);
+        snprintf(name, sizeof name, "%s-cut", arch);
+        write_seed(folder, name, b.data, b.n_bytes / 2);
         build_free(&b);
         size_t n_tensors = m.n_tensors;
         m.n_tensors = 1;
-        write_model(folder, byte_level ? "bpe-missing" : "spm-missing", &m);
+        snprintf(name, sizeof name, "%s-missing", arch);
+        write_model(folder, name, &m);
         m.n_tensors = 0; /* small enough for the file reader's fuzzer to get deep */
-        write_model(folder, byte_level ? "bpe-keys" : "spm-keys", &m);
+        snprintf(name, sizeof name, "%s-keys", arch);
+        write_model(folder, name, &m);
         m.n_tensors = n_tensors;
         tiny_free(&m);
     }
