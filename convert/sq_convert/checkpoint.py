@@ -14,8 +14,10 @@ from .arch import Family, Kind, Tensor
 from .errors import ConvertError, count, some
 from .folder import FolderCheckpoint
 from .gguf_file import GgufCheckpoint
+from .official import OfficialCheckpoint
+from .options import PACKED_SUFFIXES
+from .quantize import F16_MAX
 
-F16_MAX = 65504.0
 ROWS_AT_ONCE_WEIGHTS = (
     1 << 22
 )  # weights read or converted at a time, so that memory does not depend on a vocabulary
@@ -48,16 +50,18 @@ class Checkpoint(Protocol):
         """Further JSON files of the checkpoint by name, kept for --dequantize."""
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Opens a folder or a file, reading no weights.
+def open_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
+    """Opens a folder or a file, reading no weights; ``config`` is the folder that a packed file lacks.
 
     Raises ConvertError where it is neither, or damaged, or of an architecture that is not supported.
     """
     if path.is_dir():
         return FolderCheckpoint(path)
-    if path.is_file():
-        return GgufCheckpoint(path)
-    raise ConvertError(f"{path}: no such file or folder. MODEL is a Hugging Face folder or a .gguf file.")
+    if not path.is_file():
+        raise ConvertError(
+            f"{path}: no such file or folder. MODEL is a Hugging Face folder, a .gguf file or a packed .pt."
+        )
+    return OfficialCheckpoint(path, config) if path.suffix in PACKED_SUFFIXES else GgufCheckpoint(path)
 
 
 def check_tensors(checkpoint: Checkpoint) -> list[Tensor]:

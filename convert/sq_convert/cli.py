@@ -16,6 +16,18 @@ from .errors import ConvertError, UsageError
 from .options import METHODS, Options
 from .progress import Progress
 
+_QUANTIZING = (
+    "bits",
+    "outliers",
+    "sensitive",
+    "method",
+    "calibration",
+    "samples",
+    "seq_len",
+    "seed",
+    "device",
+)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command. Exit status: 0 done, 1 impossible, 2 wrong usage, 130 interrupted."""
@@ -29,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             dequantize(args.model, args.out, progress)
             return 0
-        options = _options(args)
+        options = _options(args, parser)
         from . import pipeline
 
         (pipeline.dry_run if args.dry_run else pipeline.convert)(options, progress)
@@ -53,13 +65,18 @@ def _parser() -> argparse.ArgumentParser:
         description="Converts a language model to a SqueezeLLM file, or back (--dequantize).",
     )
     add = parser.add_argument
-    add("model", type=Path, metavar="MODEL", help="Hugging Face folder (safetensors), or a .gguf file")
+    add("model", type=Path, metavar="MODEL", help="Hugging Face folder, .gguf file, or packed sq-*.pt")
     add("-o", dest="out", type=Path, metavar="OUT", required=True, help="the file to write: NAME.sq.gguf")
+    add(
+        "--config",
+        type=Path,
+        metavar="FOLDER",
+        help="the model that a packed sq-*.pt was made from: config.json, tokenizer (the file's own folder)",
+    )
     add(
         "--bits",
         type=int,
         choices=(3, 4, 16),
-        default=4,
         help="bits of an index; 16 keeps the matrices in F16 (4)",
     )
     add("--outliers", type=float, default=0.45, metavar="PERCENT", help="largest weights kept exactly (0.45)")
@@ -97,8 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _options(args: argparse.Namespace) -> Options:
-    """The options, each within its range."""
+def _options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Options:
+    """The options, each within its range and with a meaning for this kind of model."""
     for name, low, high in (
         ("samples", 1, 1 << 31),
         ("seq_len", 2, 1 << 31),
@@ -121,11 +138,12 @@ def _options(args: argparse.Namespace) -> Options:
         raise ConvertError(f"{args.out.absolute().parent}: no such folder to write to.")
     if args.model.exists() and args.out.exists() and args.model.samefile(args.out):
         raise ConvertError(f"{args.out}: the output would replace the model it is made from.")
-    quantizes = args.bits != 16
-    return Options(
+    bits = args.bits or 4
+    quantizes = bits != 16
+    options = Options(
         model=args.model,
         out=args.out,
-        bits=args.bits,
+        bits=bits,
         outliers=args.outliers if quantizes else 0.0,
         sensitive=sensitive if quantizes else 0.0,
         method=args.method,
@@ -135,8 +153,16 @@ def _options(args: argparse.Namespace) -> Options:
         seed=args.seed,
         device=args.device,
         threads=args.threads,
-        head_bits=args.head_bits or (16 if args.bits == 16 else 8),
+        head_bits=args.head_bits or (8 if quantizes else 16),
+        config=args.config,
     )
+    if options.config and not options.packed:
+        raise UsageError("--config belongs to a packed checkpoint (sq-*.pt); other models have their own.")
+    for name in _QUANTIZING if options.packed else ():
+        if getattr(args, name) != parser.get_default(name):
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option}: {args.model.name} is quantized already; it stays as it is.")
+    return options
 
 
 def _set_environment() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,17 @@ class FolderCheckpoint:
             raise ConvertError(
                 f"{path / 'config.json'}: transformers refuses it: {first_line(error)}"
             ) from error
-        self._weights = WeightFiles(find_shards(path))
+
+    @functools.cached_property
+    def _weights(self) -> WeightFiles:
+        return WeightFiles(find_shards(self.path))
+
+    def small_files(self) -> list[Path]:
+        """All that is read from the folder but weights."""
+        return sorted(path for path in self.path.iterdir() if path.name in _SMALL_FILES and path.is_file())
 
     def files(self) -> list[Path]:
-        small = [path for path in self.path.iterdir() if path.name in _SMALL_FILES and path.is_file()]
-        return sorted(small) + self._weights.paths
+        return self.small_files() + self._weights.paths
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return self._weights.shapes

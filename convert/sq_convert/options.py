@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+PACKED_SUFFIXES = (".pt", ".pth", ".bin")  # of the original SqueezeLLM's packed checkpoints
 METHODS = ("squeezellm", "kmeans", "rtn")
 
 
@@ -14,6 +15,7 @@ class Options:
 
     model: Path
     out: Path
+    config: Path | None = None  # of a packed checkpoint: the folder it was made from
     bits: int = 4
     outliers: float = 0.45  # percent
     sensitive: float = 0.05  # percent
@@ -31,5 +33,10 @@ class Options:
         return self.bits != 16
 
     @property
+    def packed(self) -> bool:
+        """Whether the model is quantized already, by the original SqueezeLLM."""
+        return self.model.suffix in PACKED_SUFFIXES and not self.model.is_dir()
+
+    @property
     def calibrates(self) -> bool:
-        return self.quantizes and self.method == "squeezellm"
+        return self.quantizes and self.method == "squeezellm" and not self.packed

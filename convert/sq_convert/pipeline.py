@@ -6,7 +6,7 @@ import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from .arch import Kind, Tensor
 from .calibrate import FisherFile, choose_device, choose_sequences, read_text, sum_fisher
 from .checkpoint import Checkpoint, check_tensors, open_checkpoint, read_rows, read_tensor, row_blocks
 from .errors import ConvertError
+from .official import OfficialCheckpoint
 from .options import Options
 from .progress import Progress, duration, size
 from .quantize import PARTS, Recipe, quantize_matrix
@@ -81,11 +82,20 @@ def convert(options: Options, progress: Progress) -> None:
 
 def dry_run(options: Options, progress: Progress) -> None:
     """Says what :func:`convert` would do and need."""
-    checkpoint = open_checkpoint(options.model)
+    checkpoint, options = _open(options)
     tensors = check_tensors(checkpoint)
     device = choose_device(options.device) if options.calibrates else "cpu"
     for line in plan.describe(options, checkpoint, tensors, device):
         print(line)
+
+
+def _open(options: Options) -> tuple[Checkpoint, Options]:
+    """The checkpoint, and the options; those that a packed checkpoint has settled are as they are in it."""
+    checkpoint = open_checkpoint(options.model, options.config)
+    if isinstance(checkpoint, OfficialCheckpoint):
+        kept = checkpoint.kept_percent
+        return checkpoint, replace(options, bits=checkpoint.bits, outliers=kept, sensitive=0.0)
+    return checkpoint, options
 
 
 # ---- check -----------------------------------------------------------------------------
@@ -93,7 +103,7 @@ def dry_run(options: Options, progress: Progress) -> None:
 
 def _check(options: Options, progress: Progress) -> Job:
     """Everything that can go wrong early: the checkpoint, its tokenizer, the calibration text, the device."""
-    checkpoint = open_checkpoint(options.model)
+    checkpoint, options = _open(options)
     tensors = check_tensors(checkpoint)
     if options.quantizes and options.method in METHOD_COSTS:
         progress.say(METHOD_COSTS[options.method])
@@ -201,12 +211,17 @@ def _quantize(job: Job) -> None:
             for tensor in job.matrices:
                 if tensor.block != block:
                     continue
-                values = read_tensor(job.checkpoint, tensor)
-                fisher = job.fisher.read(tensor.name) if options.calibrates else None
-                parts = quantize_matrix(values, fisher, recipe, options.threads)
+                parts = _quantize_matrix(job, tensor, recipe)
                 results |= {f"{tensor.name}.{part}": data for part, data in parts.items()}
                 step.advance(tensor.n_weights)
             write_atomically(job.block_file(block), functools.partial(save_file, results))
+
+
+def _quantize_matrix(job: Job, tensor: Tensor, recipe: Recipe) -> dict[str, NDArray[Any]]:
+    if isinstance(job.checkpoint, OfficialCheckpoint):
+        return job.checkpoint.read_parts(tensor)
+    fisher = job.fisher.read(tensor.name) if job.options.calibrates else None
+    return quantize_matrix(read_tensor(job.checkpoint, tensor), fisher, recipe, job.options.threads)
 
 
 # ---- write -----------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from .cluster import cluster_rows
 from .outliers import kept_weights
 from .pack import pack, row_bytes, unpack
 
+F16_MAX = 65504.0
 PARTS = ("codes", "lut", "rows", "cols", "vals")
 
 
@@ -39,7 +40,18 @@ def quantize_matrix(
         table, indices = _uniform_rows(values, kept, 2**recipe.bits)
     else:
         table, indices, _ = cluster_rows(values, fisher, kept, 2**recipe.bits, threads)
-    parts: dict[str, NDArray[Any]] = {"codes": pack(indices, recipe.bits), "lut": table}
+    return assemble(values, kept, table, indices, recipe.bits)
+
+
+def assemble(
+    values: NDArray[np.float32],
+    kept: NDArray[np.bool_],
+    table: NDArray[np.float16],
+    indices: NDArray[np.uint8],
+    bits: int,
+) -> dict[str, NDArray[Any]]:
+    """The parts of a matrix of these tables ``[n_out, 2^bits]``, indices and exactly kept ``values``."""
+    parts: dict[str, NDArray[Any]] = {"codes": pack(indices, bits), "lut": table}
     if kept.any():
         parts |= _sparse_parts(values, kept, table, indices)
     return parts
