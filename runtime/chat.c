@@ -161,35 +161,24 @@ typedef struct span {
 
 /* The white space that Python's str.strip() takes off. */
 static bool is_space(uint32_t c) {
-    return (c >= 0x09 && c <= 0x0D) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
-           (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F ||
-           c == 0x3000;
+    return sq_is_white_space(c) || (c >= 0x1C && c <= 0x1F);
 }
 
-/* Bytes of the character at the start that `how` takes off, or 0. */
-static size_t trimmed_character(const char *text, size_t n_bytes, trim how) {
-    uint32_t point;
-    size_t length = sq_utf8_read(text, n_bytes, &point);
-    if (length == 0)
-        return 0;
-    return (how.newlines_only ? point == '\n' : is_space(point)) ? length : 0;
+static bool is_trimmed(uint32_t point, trim how) {
+    return how.newlines_only ? point == '\n' : is_space(point);
 }
 
 static span trim_span(span content, trim how) {
     size_t length;
-    while ((how.side & TRIM_LEFT) && (length = trimmed_character(content.text, content.n_bytes, how))) {
+    uint32_t point;
+    while ((how.side & TRIM_LEFT) && (length = sq_utf8_read(content.text, content.n_bytes, &point)) &&
+           is_trimmed(point, how)) {
         content.text += length;
         content.n_bytes -= length;
     }
-    while ((how.side & TRIM_RIGHT) && content.n_bytes > 0) {
-        size_t back = 1; /* to the start of the last character */
-        while (back < 4 && back < content.n_bytes &&
-               ((uint8_t)content.text[content.n_bytes - back] & 0xC0) == 0x80)
-            back++;
-        if (trimmed_character(content.text + content.n_bytes - back, back, how) != back)
-            break;
-        content.n_bytes -= back;
-    }
+    while ((how.side & TRIM_RIGHT) && (length = sq_utf8_read_last(content.text, content.n_bytes, &point)) &&
+           is_trimmed(point, how))
+        content.n_bytes -= length;
     return content;
 }
 

@@ -12,6 +12,7 @@ missing() {
     command -v ninja >/dev/null || echo ninja-build
     command -v pkg-config >/dev/null || echo pkg-config
     pkg-config --exists libpcre2-8 2>/dev/null || echo libpcre2-dev
+    pkg-config --exists libutf8proc 2>/dev/null || echo libutf8proc-dev
     pkg-config --exists libedit 2>/dev/null || echo libedit-dev
     if ! command -v "$python" >/dev/null; then
         echo python3 python3-venv

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "merge.h"
+#include "nfc.h"
 #include "split.h"
 #include "utf8.h"
 #include "vocab.h"
@@ -20,6 +21,7 @@ typedef struct sq_encoder {
     const sq_vocab *vocab;
     const sq_merges *merges;
     const sq_splitter *splitter;
+    const sq_nfc *nfc;
     const sq_space_prefix *prefix;
     bool ignore_merges; /* a piece that is a token is taken as it is */
     bool continues;     /* the text continues earlier text */
@@ -34,6 +36,13 @@ typedef struct sq_encoder {
 } sq_encoder;
 
 sq_status sq_encoder_no_memory(size_t n_bytes, sq_error *error);
+
+/* Makes room for n bytes in encoder->run, which keeps its contents. */
+sq_status sq_encoder_reserve(sq_encoder *encoder, size_t n_bytes, sq_error *error);
+
+/* Writes the text in form NFC to encoder->run; bytes that are no UTF-8 stay as they are. */
+sq_status sq_encode_nfc(sq_encoder *encoder, const char *text, size_t n_bytes, size_t *n_written,
+                        sq_error *error);
 
 /* Fill encoder->merger with the symbols that the merging of a piece starts from. */
 sq_status sq_encode_bpe_piece(sq_encoder *encoder, const char *piece, size_t n_bytes, sq_error *error);

@@ -154,8 +154,7 @@ sq_status sq_split(const sq_splitter *splitter, const sq_split_work *work, const
     split_job job = {splitter, work, piece, context, error};
     sq_status status = SQ_OK;
     for (size_t start = 0, end = 0; end < n_bytes && !status; start = end) {
-        for (size_t length; (length = sq_utf8_read(text + end, n_bytes - end, NULL)) > 0;)
-            end += length;
+        end += sq_utf8_valid_bytes(text + end, n_bytes - end);
         status = split_valid(&job, 0, text + start, end - start);
         start = end;
         while (end < n_bytes && sq_utf8_read(text + end, n_bytes - end, NULL) == 0)

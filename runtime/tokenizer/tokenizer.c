@@ -10,10 +10,12 @@ struct sq_tokenizer {
     sq_merges merges;
     sq_splitter splitter;
     sq_space_prefix prefix;
+    sq_nfc nfc;
     bool ignore_merges;
     bool add_bos;
     sq_token bos, eos;
-    bool *stops; /* [n_tokens] */
+    bool *stops;                      /* [n_tokens]: tokens that end an answer */
+    bool *strips_left, *strips_right; /* [n_tokens]: special tokens that swallow white space beside them */
 };
 
 /* Positions in a text are 32 bits wide. */
@@ -34,14 +36,9 @@ static sq_status load_id(const sq_gguf *file, const char *key, const sq_vocab *v
     return SQ_OK;
 }
 
-static sq_status load_stops(const sq_gguf *file, sq_tokenizer *tokenizer, sq_error *error) {
-    static const char key[] = "squeezellm.stop_token_ids";
-    uint32_t n_vocab = tokenizer->vocab.n_tokens;
-    tokenizer->stops = calloc(n_vocab, sizeof *tokenizer->stops);
-    if (!tokenizer->stops)
-        return sq_fail(error, SQ_ERROR_MEMORY, "no memory for a vocabulary of %u tokens", n_vocab);
-    if (tokenizer->eos >= 0)
-        tokenizer->stops[tokenizer->eos] = true;
+/* Sets those of flags [n_vocab] whose ids the file lists. */
+static sq_status load_flagged(const sq_gguf *file, const char *key, uint32_t n_vocab, bool *flags,
+                              sq_error *error) {
     if (!sq_gguf_has(file, key))
         return SQ_OK;
     uint64_t n;
@@ -57,9 +54,30 @@ static sq_status load_stops(const sq_gguf *file, sq_tokenizer *tokenizer, sq_err
             status = sq_fail(error, SQ_ERROR_FORMAT, "%s: %d, but there are %u tokens; the file is damaged",
                              key, ids[i], n_vocab);
         else
-            tokenizer->stops[ids[i]] = true;
+            flags[ids[i]] = true;
     }
     free(ids);
+    return status;
+}
+
+static sq_status load_token_flags(const sq_gguf *file, sq_tokenizer *tokenizer, sq_error *error) {
+    uint32_t n_vocab = tokenizer->vocab.n_tokens;
+    tokenizer->stops = calloc(n_vocab, sizeof *tokenizer->stops);
+    tokenizer->strips_left = calloc(n_vocab, sizeof *tokenizer->strips_left);
+    tokenizer->strips_right = calloc(n_vocab, sizeof *tokenizer->strips_right);
+    if (!tokenizer->stops || !tokenizer->strips_left || !tokenizer->strips_right)
+        return sq_fail(error, SQ_ERROR_MEMORY, "no memory for a vocabulary of %u tokens", n_vocab);
+    if (tokenizer->eos >= 0)
+        tokenizer->stops[tokenizer->eos] = true;
+    const struct {
+        const char *key;
+        bool *flags;
+    } lists[] = {{"squeezellm.stop_token_ids", tokenizer->stops},
+                 {"squeezellm.tokenizer.strip_left_ids", tokenizer->strips_left},
+                 {"squeezellm.tokenizer.strip_right_ids", tokenizer->strips_right}};
+    sq_status status = SQ_OK;
+    for (size_t i = 0; i < sizeof lists / sizeof *lists && !status; i++)
+        status = load_flagged(file, lists[i].key, n_vocab, lists[i].flags, error);
     return status;
 }
 
@@ -86,11 +104,13 @@ static sq_status load(const sq_gguf *file, uint32_t n_vocab, sq_tokenizer *token
     if (!status)
         status = sq_splitter_load(file, &tokenizer->splitter, error);
     if (!status)
+        status = sq_nfc_load(file, &tokenizer->nfc, error);
+    if (!status)
         status = load_id(file, "tokenizer.ggml.bos_token_id", &tokenizer->vocab, &tokenizer->bos, error);
     if (!status)
         status = load_id(file, "tokenizer.ggml.eos_token_id", &tokenizer->vocab, &tokenizer->eos, error);
     if (!status)
-        status = load_stops(file, tokenizer, error);
+        status = load_token_flags(file, tokenizer, error);
     load_flags(file, tokenizer);
     return status;
 }
@@ -116,8 +136,11 @@ void sq_tokenizer_free(sq_tokenizer *tokenizer) {
         return;
     sq_splitter_free(&tokenizer->splitter);
     sq_merges_free(&tokenizer->merges);
+    sq_nfc_free(&tokenizer->nfc);
     sq_vocab_free(&tokenizer->vocab);
     free(tokenizer->stops);
+    free(tokenizer->strips_left);
+    free(tokenizer->strips_right);
     free(tokenizer);
 }
 
@@ -125,6 +148,18 @@ void sq_tokenizer_free(sq_tokenizer *tokenizer) {
 
 sq_status sq_encoder_no_memory(size_t n_bytes, sq_error *error) {
     return sq_fail(error, SQ_ERROR_MEMORY, "no memory to tokenize %zu bytes of text", n_bytes);
+}
+
+sq_status sq_encoder_reserve(sq_encoder *encoder, size_t n_bytes, sq_error *error) {
+    if (n_bytes <= encoder->run_capacity)
+        return SQ_OK;
+    size_t capacity = n_bytes + n_bytes / 2;
+    char *run = realloc(encoder->run, capacity);
+    if (!run)
+        return sq_encoder_no_memory(n_bytes, error);
+    encoder->run = run;
+    encoder->run_capacity = capacity;
+    return SQ_OK;
 }
 
 static void emit(sq_encoder *encoder, sq_token token) {
@@ -156,17 +191,18 @@ static sq_status encode_run(sq_encoder *encoder, const char *text, size_t n_byte
                             sq_error *error) {
     if (n_bytes == 0)
         return SQ_OK;
-    if (encoder->vocab->kind == SQ_VOCAB_SPM) {
-        if (encoder->run_capacity < n_bytes + 1) {
-            char *run = realloc(encoder->run, n_bytes + 1);
-            if (!run)
-                return sq_encoder_no_memory(n_bytes, error);
-            encoder->run = run;
-            encoder->run_capacity = n_bytes + 1;
-        }
-        n_bytes = sq_spm_normalize(encoder, text, n_bytes, at_start, encoder->run);
+    sq_status status = SQ_OK;
+    if (encoder->vocab->kind == SQ_VOCAB_BPE && encoder->nfc->n > 0) {
+        status = sq_encode_nfc(encoder, text, n_bytes, &n_bytes, error);
+        text = encoder->run;
+    } else if (encoder->vocab->kind == SQ_VOCAB_SPM) {
+        status = sq_encoder_reserve(encoder, n_bytes + 1, error);
+        if (!status)
+            n_bytes = sq_spm_normalize(encoder, text, n_bytes, at_start, encoder->run);
         text = encoder->run;
     }
+    if (status)
+        return status;
     if (encoder->splitter->n == 0)
         return encode_piece(encoder, text, n_bytes, error);
     return sq_split(encoder->splitter, &encoder->work, text, n_bytes, encode_piece, encoder, error);
@@ -192,8 +228,22 @@ static size_t trusted_bytes(trust *trust, size_t pos) {
     return end > pos ? end - pos : 0;
 }
 
-static sq_status encode_joined(sq_encoder *encoder, const char *text, size_t n_bytes, trust trust,
-                               sq_error *error) {
+static size_t leading_space(const char *text, size_t n_bytes) {
+    size_t n = 0, length;
+    for (uint32_t point; (length = sq_utf8_read(text + n, n_bytes - n, &point)) && sq_is_white_space(point);)
+        n += length;
+    return n;
+}
+
+static size_t trailing_space(const char *text, size_t n_bytes) {
+    size_t n = 0, length;
+    for (uint32_t point; (length = sq_utf8_read_last(text, n_bytes - n, &point)) && sq_is_white_space(point);)
+        n += length;
+    return n;
+}
+
+static sq_status encode_joined(sq_encoder *encoder, const sq_tokenizer *tokenizer, const char *text,
+                               size_t n_bytes, trust trust, sq_error *error) {
     const sq_vocab *vocab = encoder->vocab;
     size_t run = 0;
     for (size_t pos = 0; pos < n_bytes;) {
@@ -206,11 +256,14 @@ static sq_status encode_joined(sq_encoder *encoder, const char *text, size_t n_b
             pos++;
             continue;
         }
-        sq_status status = encode_run(encoder, text + run, pos - run, run == 0, error);
+        size_t left = tokenizer->strips_left[token] ? trailing_space(text + run, pos - run) : 0;
+        sq_status status = encode_run(encoder, text + run, pos - run - left, run == 0, error);
         if (status)
             return status;
         emit(encoder, token);
-        run = pos += vocab->tokens[token].name_bytes;
+        pos += vocab->tokens[token].name_bytes;
+        pos += tokenizer->strips_right[token] ? leading_space(text + pos, n_bytes - pos) : 0;
+        run = pos;
     }
     return encode_run(encoder, text + run, n_bytes - run, run == 0, error);
 }
@@ -249,6 +302,7 @@ sq_status sq_tokenizer_encode(const sq_tokenizer *tokenizer, const sq_text_part 
                           .merges = &tokenizer->merges,
                           .splitter = &tokenizer->splitter,
                           .prefix = &tokenizer->prefix,
+                          .nfc = &tokenizer->nfc,
                           .ignore_merges = tokenizer->ignore_merges,
                           .continues = flags & SQ_TOKENIZE_CONTINUE,
                           .tokens = tokens,
@@ -258,7 +312,8 @@ sq_status sq_tokenizer_encode(const sq_tokenizer *tokenizer, const sq_text_part 
     if (!status && (flags & SQ_TOKENIZE_BOS) && tokenizer->add_bos && tokenizer->bos >= 0)
         emit(&encoder, tokenizer->bos);
     if (!status)
-        status = encode_joined(&encoder, text, n_bytes, (trust){.parts = parts, .n_parts = n_parts}, error);
+        status = encode_joined(&encoder, tokenizer, text, n_bytes,
+                               (trust){.parts = parts, .n_parts = n_parts}, error);
     if (!status)
         *n_tokens = encoder.n_tokens;
     sq_split_work_free(&encoder.work);

@@ -34,6 +34,26 @@ size_t sq_utf8_read(const char *text, size_t n_bytes, uint32_t *point) {
     return length;
 }
 
+size_t sq_utf8_read_last(const char *text, size_t n_bytes, uint32_t *point) {
+    size_t length = 1;
+    while (length < 4 && length < n_bytes && ((uint8_t)text[n_bytes - length] & 0xC0) == 0x80)
+        length++;
+    return length <= n_bytes && sq_utf8_read(text + n_bytes - length, length, point) == length ? length : 0;
+}
+
+size_t sq_utf8_valid_bytes(const char *text, size_t n_bytes) {
+    size_t n = 0;
+    for (size_t length; (length = sq_utf8_read(text + n, n_bytes - n, NULL)) > 0;)
+        n += length;
+    return n;
+}
+
+bool sq_is_white_space(uint32_t c) {
+    return (c >= 0x09 && c <= 0x0D) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 ||
+           (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F ||
+           c == 0x3000;
+}
+
 size_t sq_utf8_complete(const char *text, size_t n_bytes) {
     const uint8_t *bytes = (const uint8_t *)text;
     /* Only the last three bytes can begin a character that is not yet whole. */

@@ -267,6 +267,70 @@ static void test_special_tokens(void) {
     vocab_close(&v);
 }
 
+/* <end> swallows the space behind it, <endless> that before it, <u> both. */
+static void test_swallowed_space(void) {
+    vocab_build b = {0};
+    vocab_file v;
+    sq_error error;
+    add_bpe(&b);
+    add_i32s(&b, "squeezellm.tokenizer.strip_right_ids", (int32_t[]){END, USER}, 2);
+    add_i32s(&b, "squeezellm.tokenizer.strip_left_ids", (int32_t[]){ENDLESS, USER}, 2);
+    if (!CHECK_OK(vocab_open(&b, &v, &error), &error))
+        return;
+    CHECK_IDS(&v, "a <end> \n\u3000 a", SQ_TOKENIZE_SPECIAL, a_, SP, END, a_);
+    CHECK_IDS(&v, "a \n\u00a0<endless> a", SQ_TOKENIZE_SPECIAL, a_, ENDLESS, SPa);
+    CHECK_IDS(&v, " <u> <u>  ", 0, USER, USER);
+    CHECK_IDS(&v, "<end>  <endless>", SQ_TOKENIZE_SPECIAL, END, ENDLESS);
+    CHECK_IDS(&v, "a <end> \n", 0, a_, SP, e_, d_, SP, NL);      /* no token: no power */
+    CHECK_IDS(&v, "<end>\x1c a", SQ_TOKENIZE_SPECIAL, END, SPa); /* Unicode counts 1C as no white space */
+    vocab_close(&v);
+    add_bpe(&b);
+    add_i32s(&b, "squeezellm.tokenizer.strip_left_ids", (int32_t[]){20}, 1);
+    CHECK_FAILS(vocab_open(&b, &v, &error), &error, SQ_ERROR_FORMAT, "strip_left_ids: 20");
+}
+
+/* Letters with accents, one of which the original does not know. */
+static void add_accents(vocab_build *b, const int32_t *ranges, size_t n) {
+    const char *names[] = {"a", "\u00c3", "\u00a1", "\u00cc", "\u0123", "\u0124", "\u0134", "\u013f", NULL};
+    add_string(b, "tokenizer.ggml.model", "gpt2");
+    add_strings(b, "tokenizer.ggml.tokens", names); /* a C3 A1 CC 81 82 92 9D */
+    add_strings(b, "tokenizer.ggml.merges", (const char *const[]){NULL});
+    add_i32s(b, "squeezellm.tokenizer.nfc_ranges", ranges, n);
+}
+
+static void test_nfc(void) {
+    static const int32_t known[] = {'a', 'a', 0xE1, 0xE1, 0x300, 0x311};
+    vocab_build b = {0};
+    vocab_file v;
+    sq_error error;
+    add_accents(&b, known, 6);
+    if (!CHECK_OK(vocab_open(&b, &v, &error), &error))
+        return;
+    CHECK_IDS(&v, "a\u0301", 0, 1, 2);                /* á */
+    CHECK_IDS(&v, "a\u0312\u0301", 0, 0, 3, 6, 3, 4); /* U+0312 is unknown: it stands between */
+    CHECK_IDS(&v, "\u00e1a\u0301", 0, 1, 2, 1, 2);
+    CHECK_IDS(&v, "\u0301a", 0, 3, 4, 0);
+    CHECK_IDS(&v, "a\x81\u0301", 0, 0, 4, 3, 4); /* what is no UTF-8 stands between, too */
+    CHECK_IDS(&v, "\x9d", 0, 7);
+    char marks[2 * 1001 + 1];
+    for (size_t i = 0; i < sizeof marks - 1; i += 2)
+        memcpy(marks + i, "\u0301", 2);
+    sq_text_part part = {marks, sizeof marks - 1, false};
+    size_t n;
+    CHECK_FAILS(sq_tokenizer_encode(v.tokenizer, &part, 1, 0, NULL, 0, &n, &error), &error,
+                SQ_ERROR_UNSUPPORTED, "combining marks in a row");
+    part.n_bytes -= 2;
+    CHECK_OK(sq_tokenizer_encode(v.tokenizer, &part, 1, 0, NULL, 0, &n, &error), &error);
+    CHECK_EQ(n, 2000);
+    vocab_close(&v);
+    static const int32_t damaged[][4] = {
+        {5, 4, 6, 7}, {5, 6, 6, 7}, {-1, 4, 6, 7}, {5, 6, 7, 0x110000}, {1, 2, 3, 0}};
+    for (size_t i = 0; i < 5; i++) {
+        add_accents(&b, damaged[i], i < 4 ? 4 : 3);
+        CHECK_FAILS(vocab_open(&b, &v, &error), &error, SQ_ERROR_FORMAT, "nfc_ranges: expected pairs");
+    }
+}
+
 /* Parts: control tokens only in trusted text, merges across the borders. */
 static void test_parts(void) {
     vocab_build b = {0};
@@ -541,6 +605,8 @@ int main(void) {
     RUN(test_bpe_merges_by_rank);
     RUN(test_patterns);
     RUN(test_special_tokens);
+    RUN(test_swallowed_space);
+    RUN(test_nfc);
     RUN(test_parts);
     RUN(test_capacity);
     RUN(test_long_text);
