@@ -24,6 +24,7 @@ sq_status sq_codec_encode(const sq_codec *codec, const char *text, size_t n_byte
                           sq_token *tokens, size_t capacity, size_t *n_tokens, sq_error *error);
 sq_status sq_codec_decode(const sq_codec *codec, const sq_token *tokens, size_t n_tokens, bool special,
                           char *text, size_t capacity, size_t *n_bytes, sq_error *error);
+const char *sq_codec_text(const sq_codec *codec, sq_token token, bool special, size_t *n_bytes);
 sq_status sq_codec_chat(const sq_codec *codec, const sq_message *messages, size_t n_messages, bool generate,
                         sq_token *tokens, size_t capacity, size_t *n_tokens, sq_error *error);
 """
@@ -72,8 +73,8 @@ class Codec:
         self._ffi.release(self._handle)
         self._folder.cleanup()
 
-    def encode(self, text: str, *, bos: bool = False, special: bool = True) -> list[int]:
-        data = text.encode("utf-8")
+    def encode(self, text: str | bytes, *, bos: bool = False, special: bool = True) -> list[int]:
+        data = text.encode("utf-8") if isinstance(text, str) else text
         flags = (self._lib.SQ_TOKENIZE_BOS if bos else 0) | (self._lib.SQ_TOKENIZE_SPECIAL if special else 0)
         return self._ids(len(data) + 2, self._lib.sq_codec_encode, data, len(data), flags)
 
@@ -87,13 +88,22 @@ class Codec:
         return self._ids(capacity, self._lib.sq_codec_chat, array, len(strings), generate)
 
     def decode(self, ids: Sequence[int], *, special: bool) -> str:
+        return self.decode_bytes(ids, special=special).decode("utf-8", "replace")
+
+    def decode_bytes(self, ids: Sequence[int], *, special: bool) -> bytes:
         tokens = self._ffi.new("sq_token[]", list(ids))
         count = self._ffi.new("size_t *")
         call = self._lib.sq_codec_decode
         self._check(call(self._handle, tokens, len(ids), special, self._ffi.NULL, 0, count, self._error))
         text = self._ffi.new("char[]", max(1, count[0]))
         self._check(call(self._handle, tokens, len(ids), special, text, count[0], count, self._error))
-        return bytes(self._ffi.buffer(text, count[0])).decode("utf-8", "replace")
+        return bytes(self._ffi.buffer(text, count[0]))
+
+    def token_bytes(self, token: int) -> bytes:
+        """As the token appears in running text; empty for control tokens."""
+        count = self._ffi.new("size_t *")
+        text = self._lib.sq_codec_text(self._handle, token, False, count)
+        return bytes(self._ffi.buffer(text, count[0])) if text else b""
 
     def _ids(self, capacity: int, call: Any, *arguments: Any) -> list[int]:
         count = self._ffi.new("size_t *")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .arch import Tensor, family_of_model_type
 from .errors import ConvertError, first_line
+from .hf_tokenizer import load_tokenizer
 from .shards import WeightFiles, find_shards, read_json
 
 _SMALL_FILES = {
@@ -51,7 +52,8 @@ class FolderCheckpoint:
 
     def small_files(self) -> list[Path]:
         """All that is read from the folder but weights."""
-        return sorted(path for path in self.path.iterdir() if path.name in _SMALL_FILES and path.is_file())
+        files = [path for path in self.path.iterdir() if path.is_file()]
+        return sorted(path for path in files if path.name in _SMALL_FILES or path.suffix == ".tiktoken")
 
     def files(self) -> list[Path]:
         return self.small_files() + self._weights.paths
@@ -66,14 +68,7 @@ class FolderCheckpoint:
         return self._weights.read_rows(tensor.source, start, stop)
 
     def tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
-        try:
-            return AutoTokenizer.from_pretrained(self.path, local_files_only=True)
-        except Exception as error:
-            raise ConvertError(
-                f"{self.path}: transformers reads no tokenizer from it: {first_line(error)}"
-            ) from error
+        return load_tokenizer(self.path)
 
     def source(self) -> dict[str, Any]:
         path = self.path / "generation_config.json"

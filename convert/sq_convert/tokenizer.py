@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from gguf import GGUFValueType, GGUFWriter, TokenType
 
 from . import pattern
 from .errors import ConvertError
+from .nfc import nfc_ranges
 
 SPACE_MARK = "\u2581"  # SentencePiece's spelling of a space
 TOKEN_BYTES_MAX = 1024
@@ -43,7 +45,9 @@ class TokenizerData:
     prefix_at_start: bool
     prefix_if_missing: bool
     ignore_merges: bool
-    nfc: bool  # the original normalizes text to NFC first
+    nfc_ranges: Sequence[int]  # of the characters that NFC is about; empty: text is not normalized
+    strip_left_ids: list[int]  # special tokens that swallow the white space before them
+    strip_right_ids: list[int]  # the same behind them
     chat_template: str | None
 
     def write(self, writer: GGUFWriter) -> None:
@@ -67,12 +71,11 @@ class TokenizerData:
         writer.add_bool("squeezellm.tokenizer.prefix_at_start", self.prefix_at_start)
         writer.add_bool("squeezellm.tokenizer.prefix_if_missing", self.prefix_if_missing)
         writer.add_bool("squeezellm.tokenizer.ignore_merges", self.ignore_merges)
-        writer.add_bool("squeezellm.tokenizer.nfc", self.nfc)
         _add_strings(writer, "squeezellm.tokenizer.patterns", self.patterns)
-        if self.stop_ids:
-            writer.add_key_value(
-                "squeezellm.stop_token_ids", self.stop_ids, GGUFValueType.ARRAY, GGUFValueType.INT32
-            )
+        _add_numbers(writer, "squeezellm.tokenizer.nfc_ranges", self.nfc_ranges)
+        _add_numbers(writer, "squeezellm.tokenizer.strip_left_ids", self.strip_left_ids)
+        _add_numbers(writer, "squeezellm.tokenizer.strip_right_ids", self.strip_right_ids)
+        _add_numbers(writer, "squeezellm.stop_token_ids", self.stop_ids)
         if self.chat_template:
             writer.add_chat_template(self.chat_template)
 
@@ -145,12 +148,15 @@ def export_tokenizer(hf: Any, n_vocab: int, eos_ids: Iterable[int] = ()) -> Toke
         unknown=unknown,
         padding=hf.pad_token_id,
         stop_ids=sorted({*eos_ids, *([] if eos is None else [eos])}),
-        add_bos=_adds_bos(hf),
+        # The end of sequence that some put behind a text has no place in a text that is to go on.
+        add_bos=bool(special_tokens_around(hf)[0]),
         add_space_prefix=prefix.add,
         prefix_at_start=prefix.at_start,
         prefix_if_missing=prefix.if_missing,
         ignore_merges=bool(model.get("ignore_merges")),
-        nfc=nfc,
+        nfc_ranges=nfc_ranges() if nfc else (),
+        strip_left_ids=[added["id"] for added in parts["added_tokens"] if added["lstrip"]],
+        strip_right_ids=[added["id"] for added in parts["added_tokens"] if added["rstrip"]],
         chat_template=hf.get_chat_template() if hf.chat_template else None,
     )
 
@@ -180,10 +186,10 @@ def _has_byte_level(pre_tokenizer: dict[str, Any] | None) -> bool:
 
 
 def _normalizer(part: dict[str, Any] | None, kind: str) -> tuple[_Prefix, bool]:
-    """Only what SentencePiece does to spaces, and NFC, which is recorded: the C runtime leaves it out."""
+    """What SentencePiece does to spaces, or NFC."""
     prefix, nfc = _Prefix(), False
     for step in _steps(part, "normalizers"):
-        if step["type"] == "NFC":
+        if kind == "gpt2" and step["type"] == "NFC":
             nfc = True
         elif kind == "llama" and step["type"] == "Prepend" and step["prepend"] == SPACE_MARK:
             prefix = _Prefix(add=True)
@@ -205,6 +211,8 @@ def _pre_tokenizer(part: dict[str, Any] | None, kind: str, prefix: _Prefix) -> t
         match step["type"]:
             case "ByteLevel" if not step["add_prefix_space"]:
                 patterns += [pattern.to_pcre2(pattern.GPT2)] if step.get("use_regex", True) else []
+            case "Split" if kind == "llama" and step["pattern"] == {"String": " "}:
+                continue  # spaces are marks by now: nothing matches
             case "Split":
                 patterns.append(_split(step))
             case "Digits":
@@ -240,18 +248,18 @@ def _refusal(part: str, step: dict[str, Any]) -> ConvertError:
     )
 
 
-def _adds_bos(hf: Any) -> bool:
-    """Whether encoding puts the beginning-of-sequence token first, and nothing else anywhere."""
+def special_tokens_around(hf: Any) -> tuple[list[int], list[int]]:
+    """What encoding puts before and behind a text: beginning and end of sequence, or nothing."""
     plain = hf("a", add_special_tokens=False).input_ids
     full = hf("a", add_special_tokens=True).input_ids
-    if full == plain:
-        return False
-    if hf.bos_token_id is not None and full == [hf.bos_token_id, *plain]:
-        return True
+    before = [[], [hf.bos_token_id]] if hf.bos_token_id is not None else [[]]
+    behind = [[], [hf.eos_token_id]] if hf.eos_token_id is not None else [[]]
+    for around in itertools.product(before, behind):
+        if full == [*around[0], *plain, *around[1]]:
+            return around
     raise ConvertError(
         f"The tokenizer encodes 'a' as {plain}, and as {full} with its special tokens; only a "
-        "beginning-of-sequence token put first is supported (set add_eos_token to false in "
-        "tokenizer_config.json)."
+        "beginning-of-sequence token put first and an end-of-sequence token put last are supported."
     )
 
 
@@ -303,12 +311,11 @@ def _unused_name(index: int, names: dict[str, int]) -> str:
 
 
 def _check_added(added: dict[str, Any]) -> None:
-    for key in ("lstrip", "rstrip", "single_word"):
-        if added[key]:
-            raise ConvertError(
-                f"The tokenizer's special token {added['content']!r} has the property {key!r}, which the C "
-                "runtime does not know; this tokenizer is not supported."
-            )
+    if added["single_word"]:
+        raise ConvertError(
+            f"The tokenizer's special token {added['content']!r} has the property 'single_word', which the C "
+            "runtime does not know; this tokenizer is not supported."
+        )
 
 
 def _merges(merges: Sequence[Any]) -> list[str]:
@@ -347,6 +354,11 @@ def _unknown(hf: Any, model: dict[str, Any], types: Sequence[int]) -> int | None
 def _add_strings(writer: GGUFWriter, key: str, values: Sequence[str]) -> None:
     if values:  # the gguf package writes no empty lists
         writer.add_key_value(key, list(values), GGUFValueType.ARRAY, GGUFValueType.STRING)
+
+
+def _add_numbers(writer: GGUFWriter, key: str, values: Sequence[int]) -> None:
+    if values:
+        writer.add_key_value(key, list(values), GGUFValueType.ARRAY, GGUFValueType.INT32)
 
 
 def _string(reader: Any, key: str) -> str:

@@ -83,12 +83,21 @@ def test_whole_tokens_first() -> None:
         compare(whole, data, codec, ["a zebra"])
 
 
-def test_nfc_is_recorded() -> None:
-    hf = byte_level()
-    hf.backend_tokenizer.normalizer = normalizers.NFC()
+def test_nfc_by_the_originals_unicode() -> None:
+    """A mark that the tokenizers library does not know yet stays where it is."""
+    hf = byte_level("qwen")
     data = export_tokenizer(hf, len(hf))
-    assert data.nfc
-    verify_tokenizer(hf, data)
+    assert len(data.nfc_ranges) > 1000
+    with Codec(data.write) as codec:
+        assert (
+            codec.decode(codec.encode("Cafe\u0301 \u1112\u1161\u11ab"), special=False) == "Caf\u00e9 \ud55c"
+        )
+        assert (
+            compare(hf, data, codec, ["a\u0301\u0f39\u0301", "o\u0302\u1ac4\u0323", "\u0958\u0344\u2126"])
+            > 10
+        )
+        with pytest.raises(ConvertError, match="differ in"):
+            compare(hf, replace(data, nfc_ranges=()), Codec(replace(data, nfc_ranges=()).write), ["e\u0301"])
 
 
 def test_control_tokens_in_plain_text_have_no_power() -> None:
@@ -171,8 +180,8 @@ def _prefix_space(hf: Any) -> None:
     hf.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
 
 
-def _swallows_spaces(hf: Any) -> None:
-    hf.backend_tokenizer.add_special_tokens([AddedToken("<mask>", lstrip=True)])
+def _single_word(hf: Any) -> None:
+    hf.backend_tokenizer.add_special_tokens([AddedToken("<mask>", single_word=True)])
 
 
 def _merged_with_next(hf: Any) -> None:
@@ -181,9 +190,9 @@ def _merged_with_next(hf: Any) -> None:
     hf.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_only])
 
 
-def _appends_eos(hf: Any) -> None:
+def _doubles_bos(hf: Any) -> None:
     hf.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A <|im_end|>", special_tokens=[("<|im_end|>", hf.eos_token_id)]
+        single="<|im_start|> <|im_start|> $A", special_tokens=[("<|im_start|>", hf.bos_token_id)]
     )
 
 
@@ -192,9 +201,9 @@ def _appends_eos(hf: Any) -> None:
     [
         (_lower_case, "normalizer has the step .*Lowercase"),
         (_prefix_space, "pre-tokenizer has the step .*ByteLevel"),
-        (_swallows_spaces, "'<mask>' has the property 'lstrip'"),
+        (_single_word, "'<mask>' has the property 'single_word'"),
         (_merged_with_next, "MergedWithNext"),
-        (_appends_eos, "add_eos_token"),
+        (_doubles_bos, "only a beginning-of-sequence token put first"),
     ],
 )
 def test_refused(change: Callable[[Any], None], message: str) -> None:
