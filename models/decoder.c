@@ -6,7 +6,14 @@
 
 #include "status.h"
 
-enum { MAX_LAYERS = 1024, MAX_WIDTH = 1 << 20, MAX_HEADS = 4096, MAX_VOCAB = 1 << 22, MAX_CONTEXT = 1 << 24 };
+enum {
+    MAX_LAYERS = 1024,
+    MAX_WIDTH = 1 << 20,
+    MAX_HEADS = 4096,
+    MAX_VOCAB = 1 << 22,
+    MAX_CONTEXT = 1 << 24,
+    MAX_EXPERTS = 1024
+};
 
 /* ---- hyperparameters --------------------------------------------------------------------------- */
 
@@ -25,9 +32,14 @@ static sq_status sizes_load(sq_model *m, sq_error *error) {
         {"attention.head_count", 1, MAX_HEADS, false, NULL, &h->n_heads},
         {"attention.head_count_kv", 1, MAX_HEADS, true, &h->n_heads, &h->n_kv_heads},
         {"attention.key_length", 1, MAX_WIDTH, false, NULL, &h->head_dim},
-        {"rope.dimension_count", 2, MAX_WIDTH, true, &h->head_dim, &h->n_rot},
+        {"rope.dimension_count", m->arch->learned_positions ? 0 : 2, MAX_WIDTH, true, &h->head_dim,
+         &h->n_rot},
         {"context_length", 1, MAX_CONTEXT, false, NULL, &h->n_ctx_train},
         {"vocab_size", 1, MAX_VOCAB, false, NULL, &h->n_vocab},
+        {"token_embedding_length", 1, MAX_WIDTH, true, &h->n_embd, &h->n_token_embd},
+        {"expert_count", 0, MAX_EXPERTS, true, NULL, &h->n_experts},
+        {"expert_used_count", 0, MAX_EXPERTS, true, NULL, &h->n_experts_used},
+        {"expert_feed_forward_length", 0, MAX_WIDTH, true, NULL, &h->n_ff_expert},
     };
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
         sq_status status =
@@ -45,18 +57,35 @@ static sq_status sizes_load(sq_model *m, sq_error *error) {
         return sq_fail(error, SQ_ERROR_FORMAT,
                        "%s: %u heads of size %u with %u rotated dimensions cannot be; the file is damaged",
                        arch, h->n_heads, h->head_dim, h->n_rot);
+    if (h->n_experts && (!h->n_experts_used || h->n_experts_used > h->n_experts || !h->n_ff_expert))
+        return sq_fail(error, SQ_ERROR_FORMAT,
+                       "%s: %u of %u experts of width %u cannot be used; the file is damaged", arch,
+                       h->n_experts_used, h->n_experts, h->n_ff_expert);
     return SQ_OK;
 }
 
 static sq_status hparams_load(sq_model *m, sq_error *error) {
     sq_hparams *h = &m->hparams;
     sq_status status = sizes_load(m, error);
-    if (!status)
-        status = sq_model_load_f32(m, "attention.layer_norm_rms_epsilon", false, 0, &h->norm_eps, error);
-    if (!status)
-        status = sq_model_load_f32(m, "attention.scale", true, 1 / sqrtf((float)h->head_dim), &h->attn_scale,
+    const struct {
+        const char *key;
+        bool optional;
+        float fallback;
+        float *value;
+    } fields[] = {
+        {m->arch->layer_norm ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon", false, 0,
+         &h->norm_eps},
+        {"embedding_scale", true, 1, &h->embd_scale},
+        {"attention.scale", true, 1 / sqrtf((float)h->head_dim), &h->attn_scale},
+        {"attn_logit_softcapping", true, 0, &h->attn_cap},
+        {"final_logit_softcapping", true, 0, &h->logit_cap},
+    };
+    for (size_t i = 0; !status && i < sizeof fields / sizeof *fields; i++)
+        status = sq_model_load_f32(m, fields[i].key, fields[i].optional, fields[i].fallback, fields[i].value,
                                    error);
-    return status;
+    if (!status)
+        status = sq_model_load_bool(m, "expert_weights_norm", &h->expert_weights_norm, error);
+    return status ? status : sq_model_load_bool(m, "post_norm", &h->post_norm, error);
 }
 
 /* ---- rotation ---------------------------------------------------------------------------------- */
@@ -84,6 +113,29 @@ static bool has_tensor(const sq_model *m, const char *name) {
     return sq_gguf_find_tensor(m->file, name) != NULL;
 }
 
+static sq_status frequencies_create(const sq_model *m, sq_rope *rope, sq_error *error) {
+    uint32_t n = m->hparams.n_rot / 2;
+    rope->frequencies = calloc(2 * (size_t)n + 1, sizeof *rope->frequencies);
+    return rope->frequencies ? SQ_OK : sq_fail(error, SQ_ERROR_MEMORY, "no memory for %u frequencies", n);
+}
+
+/* The table of its own that layers with a window have in some families; plain. */
+static sq_status local_rope_load(sq_model *m, sq_error *error) {
+    sq_rope *rope = &m->ropes[SQ_ROPE_LOCAL];
+    uint32_t n = m->hparams.n_rot / 2;
+    float base = 0;
+    sq_status status = sq_model_load_f32(m, "rope.freq_base_swa", true, 0, &base, error);
+    if (status || base == 0)
+        return status;
+    rope->scale = 1;
+    status = frequencies_create(m, rope, error);
+    if (!status)
+        status = frequencies_load(m, base, NULL, rope->frequencies, error);
+    if (!status)
+        status = frequencies_load(m, base, NULL, rope->frequencies + n, error);
+    return status;
+}
+
 static sq_status rope_load(sq_model *m, sq_error *error) {
     sq_rope *rope = &m->ropes[SQ_ROPE_MAIN];
     sq_hparams *h = &m->hparams;
@@ -92,11 +144,12 @@ static sq_status rope_load(sq_model *m, sq_error *error) {
     sq_status status = sq_model_load_f32(m, "rope.freq_base", true, 10000, &base, error);
     if (!status)
         status = sq_model_load_f32(m, "rope.scaling.attn_factor", true, 1, &rope->scale, error);
+    if (!status)
+        status = frequencies_create(m, rope, error);
+    if (!status)
+        status = local_rope_load(m, error);
     if (status)
         return status;
-    rope->frequencies = calloc(2 * (size_t)n, sizeof *rope->frequencies);
-    if (!rope->frequencies)
-        return sq_fail(error, SQ_ERROR_MEMORY, "no memory for %u frequencies", n);
     if (!has_tensor(m, "rope_factors_short.weight") && !has_tensor(m, "rope_factors_long.weight")) {
         h->n_ctx_short = UINT32_MAX;
         return frequencies_load(m, base, has_tensor(m, "rope_freqs.weight") ? "rope_freqs.weight" : NULL,
@@ -136,7 +189,7 @@ static sq_status per_layer_load(const sq_model *m, const char *key, int32_t low,
 }
 
 /* Which tokens each layer sees, and how it marks their positions. */
-static sq_status positions_load(sq_model *m, sq_error *error) {
+static sq_status ranges_load(sq_model *m, sq_error *error) {
     uint32_t window = 0;
     int32_t values[MAX_LAYERS];
     sq_status status =
@@ -147,14 +200,62 @@ static sq_status positions_load(sq_model *m, sq_error *error) {
     for (uint32_t i = 0; !status && i < m->hparams.n_layers; i++)
         m->layers[i].window = (uint32_t)values[i];
     if (!status)
-        status = per_layer_load(m, "squeezellm.layers.rope", SQ_ROPE_NONE, SQ_N_ROPES - 1, SQ_ROPE_MAIN,
-                                values, error);
+        status = per_layer_load(m, "squeezellm.layers.rope", SQ_ROPE_NONE,
+                                m->ropes[SQ_ROPE_LOCAL].frequencies ? SQ_ROPE_LOCAL : SQ_ROPE_MAIN,
+                                SQ_ROPE_MAIN, values, error);
     for (uint32_t i = 0; !status && i < m->hparams.n_layers; i++)
         m->layers[i].rope = values[i];
     return status;
 }
 
-static sq_status layer_load(sq_model *m, uint32_t index, sq_error *error) {
+/* A matrix of a layer: blk.INDEX.NAME. */
+typedef struct layer_linear {
+    const char *name;
+    bool present;
+    uint32_t n_out, n_in;
+    sq_linear *linear;
+} layer_linear;
+
+static sq_status linears_load(sq_model *m, uint32_t index, const layer_linear *linears, size_t n,
+                              sq_error *error) {
+    sq_status status = SQ_OK;
+    for (size_t i = 0; !status && i < n; i++) {
+        char name[SQ_NAME_BYTES];
+        snprintf(name, sizeof name, "blk.%u.%s", index, linears[i].name);
+        if (linears[i].present)
+            status =
+                sq_model_load_linear(m, name, linears[i].n_out, linears[i].n_in, linears[i].linear, error);
+    }
+    return status;
+}
+
+static sq_status experts_load(sq_model *m, uint32_t index, sq_error *error) {
+    const sq_hparams *h = &m->hparams;
+    sq_layer *l = &m->layers[index];
+    const layer_linear router = {"ffn_gate_inp", true, h->n_experts, h->n_embd, &l->router};
+    sq_status status = linears_load(m, index, &router, 1, error);
+    if (status)
+        return status;
+    l->experts = calloc(h->n_experts, sizeof *l->experts);
+    if (!l->experts)
+        return sq_fail(error, SQ_ERROR_MEMORY, "no memory for %u experts", h->n_experts);
+    for (uint32_t e = 0; !status && e < h->n_experts; e++) {
+        sq_expert *expert = &l->experts[e];
+        char names[3][32];
+        snprintf(names[0], sizeof names[0], "ffn_gate.%u", e);
+        snprintf(names[1], sizeof names[1], "ffn_up.%u", e);
+        snprintf(names[2], sizeof names[2], "ffn_down.%u", e);
+        const layer_linear linears[] = {
+            {names[0], true, h->n_ff_expert, h->n_embd, &expert->gate},
+            {names[1], true, h->n_ff_expert, h->n_embd, &expert->up},
+            {names[2], true, h->n_embd, h->n_ff_expert, &expert->down},
+        };
+        status = linears_load(m, index, linears, 3, error);
+    }
+    return status;
+}
+
+static sq_status layer_load(sq_model *m, uint32_t index, bool mixture, sq_error *error) {
     const sq_hparams *h = &m->hparams;
     sq_layer *l = &m->layers[index];
     uint32_t n_q = h->n_heads * h->head_dim, n_kv = h->n_kv_heads * h->head_dim;
@@ -168,37 +269,66 @@ static sq_status layer_load(sq_model *m, uint32_t index, sq_error *error) {
         {"attn_q_norm", m->arch->qk_norm, h->head_dim, &l->q_norm},
         {"attn_k_norm", m->arch->qk_norm, h->head_dim, &l->k_norm},
         {"ffn_norm", true, h->n_embd, &l->ffn_norm},
+        {"post_attention_norm", m->arch->out_norms, h->n_embd, &l->attn_out_norm},
+        {"post_ffw_norm", m->arch->out_norms, h->n_embd, &l->ffn_out_norm},
     };
-    const struct {
-        const char *name;
-        uint32_t n_out, n_in;
-        sq_linear *linear;
-    } linears[] = {
-        {"attn_q", n_q, h->n_embd, &l->q},          {"attn_k", n_kv, h->n_embd, &l->k},
-        {"attn_v", n_kv, h->n_embd, &l->v},         {"attn_output", h->n_embd, n_q, &l->attn_output},
-        {"ffn_gate", h->n_ff, h->n_embd, &l->gate}, {"ffn_up", h->n_ff, h->n_embd, &l->up},
-        {"ffn_down", h->n_embd, h->n_ff, &l->down},
+    const layer_linear linears[] = {
+        {"attn_q", true, n_q, h->n_embd, &l->q},
+        {"attn_k", true, n_kv, h->n_embd, &l->k},
+        {"attn_v", true, n_kv, h->n_embd, &l->v},
+        {"attn_output", true, h->n_embd, n_q, &l->attn_output},
+        {"ffn_gate", !mixture && !m->arch->plain_ffn, h->n_ff, h->n_embd, &l->gate},
+        {"ffn_up", !mixture, h->n_ff, h->n_embd, &l->up},
+        {"ffn_down", !mixture, h->n_embd, h->n_ff, &l->down},
     };
-    char name[SQ_NAME_BYTES];
     sq_status status = SQ_OK;
     for (size_t i = 0; !status && i < sizeof norms / sizeof *norms; i++) {
+        char name[SQ_NAME_BYTES];
         snprintf(name, sizeof name, "blk.%u.%s", index, norms[i].name);
         if (norms[i].present)
             status = sq_model_load_norm(m, name, norms[i].n, norms[i].norm, error);
     }
-    for (size_t i = 0; !status && i < sizeof linears / sizeof *linears; i++) {
-        snprintf(name, sizeof name, "blk.%u.%s", index, linears[i].name);
-        status = sq_model_load_linear(m, name, linears[i].n_out, linears[i].n_in, linears[i].linear, error);
-    }
+    if (!status)
+        status = linears_load(m, index, linears, sizeof linears / sizeof *linears, error);
+    return status || !mixture ? status : experts_load(m, index, error);
+}
+
+static sq_status layers_load(sq_model *m, sq_error *error) {
+    int32_t mixtures[MAX_LAYERS];
+    int32_t some = m->hparams.n_experts > 0;
+    sq_status status = per_layer_load(m, "squeezellm.layers.experts", 0, some, some, mixtures, error);
+    for (uint32_t i = 0; !status && i < m->hparams.n_layers; i++)
+        status = layer_load(m, i, mixtures[i], error);
     return status;
 }
 
 /* ---- the model --------------------------------------------------------------------------------- */
 
+/* What comes before the layers. */
+static sq_status embedding_load(sq_model *m, sq_error *error) {
+    const sq_hparams *h = &m->hparams;
+    sq_status status =
+        sq_model_load_linear(m, "token_embd", h->n_vocab, h->n_token_embd, &m->embedding, error);
+    if (!status && h->n_token_embd != h->n_embd)
+        status = sq_model_load_linear(m, "token_embd_in", h->n_embd, h->n_token_embd, &m->embd_in, error);
+    if (!status && m->arch->learned_positions)
+        status = sq_model_load_linear(m, "position_embd", h->n_ctx_train, h->n_embd, &m->positions, error);
+    return status;
+}
+
+/* What comes behind them. */
 static sq_status head_load(sq_model *m, sq_error *error) {
+    const sq_hparams *h = &m->hparams;
+    sq_status status = SQ_OK;
+    if (!h->post_norm)
+        status = sq_model_load_norm(m, "output_norm", h->n_embd, &m->output_norm, error);
+    if (!status && h->n_token_embd != h->n_embd)
+        status = sq_model_load_linear(m, "token_embd_out", h->n_token_embd, h->n_embd, &m->embd_out, error);
+    if (status)
+        return status;
     m->tied = !has_tensor(m, "output.weight") && !has_tensor(m, "output.weight.codes");
     if (!m->tied)
-        return sq_model_load_linear(m, "output", m->hparams.n_vocab, m->hparams.n_embd, &m->head, error);
+        return sq_model_load_linear(m, "output", h->n_vocab, h->n_token_embd, &m->head, error);
     m->head = m->embedding;
     return SQ_OK;
 }
@@ -211,27 +341,33 @@ sq_status sq_decoder_load(sq_model *m, sq_error *error) {
     m->layers = calloc(h->n_layers, sizeof *m->layers);
     if (!m->layers)
         return sq_fail(error, SQ_ERROR_MEMORY, "no memory for %u layers", h->n_layers);
-    status = positions_load(m, error);
+    status = rope_load(m, error);
     if (!status)
-        status = sq_model_load_linear(m, "token_embd", h->n_vocab, h->n_embd, &m->embedding, error);
-    for (uint32_t i = 0; !status && i < h->n_layers; i++)
-        status = layer_load(m, i, error);
+        status = ranges_load(m, error);
     if (!status)
-        status = sq_model_load_norm(m, "output_norm", h->n_embd, &m->output_norm, error);
+        status = embedding_load(m, error);
     if (!status)
-        status = head_load(m, error);
-    return status ? status : rope_load(m, error);
+        status = layers_load(m, error);
+    return status ? status : head_load(m, error);
 }
 
 static void layer_forward(sq_run *run, const sq_layer *l, uint32_t index, uint32_t thread) {
+    static const sq_norm none;
     const sq_backend *b = run->backend;
-    b->norm_linears(run, &l->attn_norm, (const sq_linear *[]){&l->q, &l->k, &l->v},
+    bool post = run->model->hparams.post_norm;
+    const sq_norm *attn_before = post ? &none : &l->attn_norm, *attn_after = post ? &l->attn_norm : &none;
+    const sq_norm *ffn_before = post ? &none : &l->ffn_norm, *ffn_after = post ? &l->ffn_norm : &none;
+    b->norm_linears(run, attn_before, (const sq_linear *[]){&l->q, &l->k, &l->v},
                     (const sq_rows *[]){&run->q, &run->k, &run->v}, 3, thread);
     b->rope_store(run, index, thread);
     b->attend(run, index, thread);
-    b->linear_add(run, &l->attn_output, &run->attended, thread);
-    b->ffn_up(run, l, thread);
-    b->linear_add(run, &l->down, &run->gate, thread);
+    b->linear_add(run, &l->attn_output, &run->attended, &l->attn_out_norm, attn_after, thread);
+    if (l->experts) {
+        b->experts_add(run, ffn_before, l, thread);
+        return;
+    }
+    b->ffn_up(run, ffn_before, l, thread);
+    b->linear_add(run, &l->down, &run->gate, &l->ffn_out_norm, ffn_after, thread);
 }
 
 void sq_decoder_forward(sq_run *run, uint32_t thread) {

@@ -1,21 +1,17 @@
-/* The pre-norm decoder that all families here are: loading and forward pass, once. A family is a
+/* The decoder that all families here are: loading and forward pass, once. A family is a
  * declaration (sq_arch, model.h) of what its file leaves open, and a layer of it what sq_layer says:
  *
  *     h = attn_norm(x);  q, k, v = h·q, h·k, h·v;  q, k = q_norm(q), k_norm(k);  rotate q, k;  store k, v
- *     x += attn_output(attention(q))
- *     x += down(activation(gate(ffn_norm(x))) · up(ffn_norm(x)))
+ *     x += attn_out_norm(attn_output(attention(q)))
+ *     x += ffn_out_norm(down(activation(gate(ffn_norm(x))) · up(ffn_norm(x))))
  *
  * What differs from layer to layer, or is a number, stands in the file; what a family does differently is
  * a field of sq_arch that the loader and the operations of backend.h look at. Where the next one goes:
  *
- *     another norm             kind and bias in sq_norm; norm_row (cpu.c) is the one place that calls it
- *     norms behind a sublayer  two more sq_norm in sq_layer, one more argument of linear_add
+ *     another norm             norm_row (cpu.c) is the one place that calls it
  *     another activation       a row in sq_activation and in sq_kernels.gated
- *     a plain feed-forward     no gate in sq_layer: ffn_up then applies the activation to up
- *     another rope table       a row in sq_rope_table, its keys in ropes_load, layers that name it
+ *     another rope table       a row in sq_rope_table, its keys in rope_load, layers that name it
  *     scales, soft caps        a field of sq_hparams, used in embed, attend or logits
- *     learned positions        a matrix in sq_model, added in embed
- *     experts                  an array of gate, up, down in sq_layer and an operation beside ffn_up
  */
 #ifndef SQ_DECODER_H
 #define SQ_DECODER_H

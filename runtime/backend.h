@@ -8,6 +8,7 @@
 
 #include <stdatomic.h>
 
+#include "experts.h"
 #include "kv.h"
 #include "model.h"
 #include "threads.h"
@@ -37,12 +38,18 @@ struct sq_run {
     bool stopped;        /* the run was cancelled: its results are void */
     bool long_rope;      /* the timeline is, or is about to be, longer than n_ctx_short */
 
-    sq_rows x;               /* [n_embd] the residual stream */
-    sq_rows h;               /* [n_embd] normalised, or what is to be added to x */
-    sq_rows q, k, v;         /* [n_heads · head_dim], [n_kv_heads · head_dim] twice */
-    sq_rows attended;        /* [n_heads · head_dim] */
-    sq_rows gate, up;        /* [n_ff] */
-    sq_rows cos[SQ_N_ROPES]; /* [n_rot / 2], of the token's position, times the table's scale */
+    sq_rows x;          /* [n_embd] the residual stream */
+    sq_rows h;          /* [n_embd] normalised, or what is to be added to x */
+    sq_rows q, k, v;    /* [n_heads · head_dim], [n_kv_heads · head_dim] twice */
+    sq_rows attended;   /* [n_heads · head_dim] */
+    sq_rows gate, up;   /* [n_ff] */
+    sq_rows token_embd; /* [n_token_embd] where that is not n_embd */
+    sq_rows router;     /* [n_experts] */
+    sq_routes routes;
+    /* A row for each place of `routes`, in its order, SQ_RUN_TOKENS · n_experts_used in all. */
+    sq_rows routed;                 /* [n_embd] what an expert receives, then what it returns */
+    sq_rows expert_gate, expert_up; /* [n_ff_expert] */
+    sq_rows cos[SQ_N_ROPES];        /* [n_rot / 2], of the token's position, times the table's scale */
     sq_rows sin[SQ_N_ROPES];
     float *private_h;                  /* [n_threads, sq_pad(n_embd)] */
     float *scores;                     /* [n_threads, n_heads / n_kv_heads, sq_pad(n_ctx)] */
@@ -52,7 +59,8 @@ struct sq_run {
 
 struct sq_backend {
     const char *name; /* "cpu" */
-    /* x = embedding[token]; cos and sin of each token's position */
+    /* x = embd_in(embd_scale · embedding[token]) + positions[position]; cos and sin of each token's position
+     */
     void (*embed)(sq_run *run, uint32_t thread);
     /* out_i = linear_i(norm(x)) for i < n, n <= 3 */
     void (*norm_linears)(sq_run *run, const sq_norm *norm, const sq_linear *const *linears,
@@ -61,11 +69,15 @@ struct sq_backend {
     void (*rope_store)(sq_run *run, uint32_t layer, uint32_t thread);
     /* attended = softmax(attn_scale · q · k) v, causal, within the layer's window */
     void (*attend)(sq_run *run, uint32_t layer, uint32_t thread);
-    /* x += linear(in) */
-    void (*linear_add)(sq_run *run, const sq_linear *linear, const sq_rows *in, uint32_t thread);
-    /* gate = activation(layer->gate(h)) · layer->up(h), h = ffn_norm(x) */
-    void (*ffn_up)(sq_run *run, const sq_layer *layer, uint32_t thread);
-    /* logits = head(norm(x)) of the last n_logits tokens */
+    /* x = after(x + out(linear(in))), out and after norms */
+    void (*linear_add)(sq_run *run, const sq_linear *linear, const sq_rows *in, const sq_norm *out,
+                       const sq_norm *after, uint32_t thread);
+    /* gate = activation(layer->gate(h)) · layer->up(h), or relu(layer->up(h)) without a gate, h = norm(x) */
+    void (*ffn_up)(sq_run *run, const sq_norm *norm, const sq_layer *layer, uint32_t thread);
+    /* x += Σ over the experts that the layer's router chooses: weight · down(activation(gate(h)) · up(h)),
+     * h = norm(x) */
+    void (*experts_add)(sq_run *run, const sq_norm *norm, const sq_layer *layer, uint32_t thread);
+    /* logits = softcap(head(embd_out(norm(x)))) of the last n_logits tokens */
     void (*logits)(sq_run *run, const sq_norm *norm, const sq_linear *head, uint32_t thread);
 };
 

@@ -3,6 +3,7 @@
 #include "backend.h"
 
 #include <math.h>
+#include <string.h>
 
 /* ---- buffers ----------------------------------------------------------------------------------- */
 
@@ -18,31 +19,55 @@ static float *arena_floats(arena *a, size_t n) {
     return piece;
 }
 
-static sq_rows arena_rows(arena *a, size_t width) {
+static sq_rows arena_rows(arena *a, size_t n_rows, size_t width) {
     size_t stride = sq_pad(width);
-    return (sq_rows){arena_floats(a, stride * SQ_RUN_TOKENS), stride};
+    return (sq_rows){arena_floats(a, stride * n_rows), stride};
+}
+
+static uint32_t *arena_integers(arena *a, size_t n) {
+    return (uint32_t *)arena_floats(a, n);
+}
+
+static size_t larger(size_t a, size_t b) {
+    return a > b ? a : b;
+}
+
+static void experts_layout(sq_run *run, const sq_hparams *h, arena *a) {
+    size_t n_places = (size_t)SQ_RUN_TOKENS * h->n_experts_used;
+    run->router = arena_rows(a, SQ_RUN_TOKENS, h->n_experts);
+    run->routes = (sq_routes){
+        .experts = arena_integers(a, n_places),
+        .weights = arena_floats(a, n_places),
+        .order = arena_integers(a, n_places),
+        .first = arena_integers(a, h->n_experts + 1),
+    };
+    run->routed = arena_rows(a, n_places, h->n_embd);
+    run->expert_gate = arena_rows(a, n_places, h->n_ff_expert);
+    run->expert_up = arena_rows(a, n_places, h->n_ff_expert);
 }
 
 static void run_layout(sq_run *run, const sq_hparams *h, uint32_t n_ctx, uint32_t n_threads, arena *a) {
     size_t q_width = (size_t)h->n_heads * h->head_dim, kv_width = (size_t)h->n_kv_heads * h->head_dim;
-    size_t widest = q_width > h->n_embd ? q_width : h->n_embd;
-    widest = widest > h->n_ff ? widest : h->n_ff;
-    run->x = arena_rows(a, h->n_embd);
-    run->h = arena_rows(a, h->n_embd);
-    run->q = arena_rows(a, q_width);
-    run->k = arena_rows(a, kv_width);
-    run->v = arena_rows(a, kv_width);
-    run->attended = arena_rows(a, q_width);
-    run->gate = arena_rows(a, h->n_ff);
-    run->up = arena_rows(a, h->n_ff);
+    size_t widest = larger(larger(q_width, h->n_embd), larger(h->n_ff, h->n_ff_expert));
+    run->x = arena_rows(a, SQ_RUN_TOKENS, h->n_embd);
+    run->h = arena_rows(a, SQ_RUN_TOKENS, h->n_embd);
+    run->q = arena_rows(a, SQ_RUN_TOKENS, q_width);
+    run->k = arena_rows(a, SQ_RUN_TOKENS, kv_width);
+    run->v = arena_rows(a, SQ_RUN_TOKENS, kv_width);
+    run->attended = arena_rows(a, SQ_RUN_TOKENS, q_width);
+    run->gate = arena_rows(a, SQ_RUN_TOKENS, h->n_ff);
+    run->up = arena_rows(a, SQ_RUN_TOKENS, h->n_ff);
     for (int i = 0; i < SQ_N_ROPES; i++) {
-        run->cos[i] = arena_rows(a, h->n_rot / 2);
-        run->sin[i] = arena_rows(a, h->n_rot / 2);
+        run->cos[i] = arena_rows(a, SQ_RUN_TOKENS, h->n_rot / 2);
+        run->sin[i] = arena_rows(a, SQ_RUN_TOKENS, h->n_rot / 2);
     }
+    run->token_embd = arena_rows(a, SQ_RUN_TOKENS, h->n_token_embd == h->n_embd ? 0 : h->n_token_embd);
+    if (h->n_experts)
+        experts_layout(run, h, a);
     run->private_h = arena_floats(a, n_threads * sq_pad(h->n_embd));
     run->scores_floats = h->n_heads / h->n_kv_heads * sq_pad(n_ctx);
     run->scores = arena_floats(a, n_threads * run->scores_floats);
-    run->tile_floats = SQ_GEMM_ROWS * sq_pad(widest);
+    run->tile_floats = SQ_GEMM_ROWS * sq_pad(larger(widest, h->n_token_embd));
     run->tiles = arena_floats(a, n_threads * run->tile_floats);
 }
 
@@ -99,13 +124,20 @@ static void linear_rows(sq_run *run, const sq_linear *linear, const float *in, s
 }
 
 static void norm_row(const sq_run *run, const sq_norm *norm, const float *x, uint32_t n, float *y) {
-    run->model->kernels->rms_norm(x, norm->weight, run->model->hparams.norm_eps, n, y);
+    const sq_kernels *kernels = run->model->kernels;
+    float eps = run->model->hparams.norm_eps;
+    if (norm->bias)
+        kernels->layer_norm(x, norm->weight, norm->bias, eps, n, y);
+    else
+        kernels->rms_norm(x, norm->weight, eps, n, y);
 }
 
 /* norm(x) of tokens [first, n_tokens). One token: every thread does it for itself, which is cheaper than
  * waiting for one another; more: shared in run->h, behind a barrier. */
 static const float *norm_rows(sq_run *run, const sq_norm *norm, uint32_t first, uint32_t thread) {
     uint32_t n = run->n_tokens - first, n_embd = run->model->hparams.n_embd;
+    if (!norm->weight)
+        return row_at(&run->x, first); /* as wide as a row of h */
     if (n == 1) {
         float *mine = run->private_h + thread * sq_pad(n_embd);
         norm_row(run, norm, row_at(&run->x, first), n_embd, mine);
@@ -124,6 +156,8 @@ static const float *norm_rows(sq_run *run, const sq_norm *norm, uint32_t first, 
 static void rope_angles(sq_run *run, int r, uint32_t t) {
     const sq_rope *rope = &run->model->ropes[r];
     uint32_t n = run->model->hparams.n_rot / 2;
+    if (!rope->frequencies)
+        return;
     const float *frequencies = rope->frequencies + (run->long_rope ? n : 0);
     float *cos_row = row_at(&run->cos[r], t), *sin_row = row_at(&run->sin[r], t);
     for (uint32_t i = 0; i < n; i++) {
@@ -133,14 +167,34 @@ static void rope_angles(sq_run *run, int r, uint32_t t) {
     }
 }
 
+static void expand_row(const sq_run *run, const sq_linear *table, uint32_t row, float *out) {
+    run->model->kernels->types[table->w.type].expand_row(&table->w, row, out);
+}
+
 static void cpu_embed(sq_run *run, uint32_t thread) {
     const sq_model *model = run->model;
-    const sq_matrix *w = &model->embedding.w;
+    const sq_kernels *kernels = model->kernels;
+    const sq_hparams *h = &model->hparams;
+    bool projected = h->n_token_embd != h->n_embd;
+    const sq_rows *embedded = projected ? &run->token_embd : &run->x;
     share tokens = share_of(run, run->n_tokens, 1, thread);
     for (uint32_t t = tokens.first; t < tokens.last; t++) {
-        model->kernels->types[w->type].expand_row(w, (uint32_t)run->tokens[t], row_at(&run->x, t));
+        expand_row(run, &model->embedding, (uint32_t)run->tokens[t], row_at(embedded, t));
+        if (h->embd_scale != 1)
+            kernels->scale(row_at(embedded, t), h->embd_scale, h->n_token_embd);
         for (int r = 0; r < SQ_N_ROPES; r++)
             rope_angles(run, r, t);
+    }
+    if (projected) {
+        sq_pool_barrier(run->pool);
+        linear_rows(run, &model->embd_in, embedded->data, embedded->stride, run->n_tokens, run->x.data,
+                    run->x.stride, share_of(run, h->n_embd, ROW_GRAIN, thread), thread);
+        sq_pool_barrier(run->pool);
+    }
+    for (uint32_t t = tokens.first; model->arch->learned_positions && t < tokens.last; t++) {
+        float *position = run->private_h + thread * sq_pad(h->n_embd);
+        expand_row(run, &model->positions, run->position + t, position);
+        kernels->add(row_at(&run->x, t), position, h->n_embd);
     }
     sq_pool_barrier(run->pool);
 }
@@ -210,7 +264,8 @@ static void attend_heads(sq_run *run, uint32_t layer, uint32_t t, share heads, u
         run->model->kernels->attend[run->kv->type](
             row_at(&run->q, t) + head * h->head_dim, sq_kv_key(run->kv, layer, kv_head, start),
             sq_kv_value(run->kv, layer, kv_head, start), end - start, last - head, h->head_dim, h->attn_scale,
-            run->scores + thread * run->scores_floats, row_at(&run->attended, t) + head * h->head_dim);
+            h->attn_cap, run->scores + thread * run->scores_floats,
+            row_at(&run->attended, t) + head * h->head_dim);
         head = last;
     }
 }
@@ -227,39 +282,140 @@ static void cpu_attend(sq_run *run, uint32_t layer, uint32_t thread) {
     sq_pool_barrier(run->pool);
 }
 
-static void cpu_linear_add(sq_run *run, const sq_linear *linear, const sq_rows *in, uint32_t thread) {
-    share rows = share_of(run, linear->w.n_out, ROW_GRAIN, thread);
-    linear_rows(run, linear, in->data, in->stride, run->n_tokens, run->h.data, run->h.stride, rows, thread);
-    for (uint32_t t = 0; t < run->n_tokens; t++)
-        run->model->kernels->add(row_at(&run->x, t) + rows.first, row_at(&run->h, t) + rows.first,
-                                 rows.last - rows.first);
+/* The end of a sublayer: its sums may be read by all, and a cancelled run stops. */
+static void sublayer_end(sq_run *run, uint32_t thread) {
     if (thread == 0)
         run->stopped = atomic_load_explicit(run->cancel, memory_order_relaxed);
     sq_pool_barrier(run->pool);
 }
 
-static void cpu_ffn_up(sq_run *run, const sq_layer *layer, uint32_t thread) {
+static void cpu_linear_add(sq_run *run, const sq_linear *linear, const sq_rows *in, const sq_norm *out,
+                           const sq_norm *after, uint32_t thread) {
+    const sq_kernels *kernels = run->model->kernels;
+    uint32_t n_embd = linear->w.n_out;
+    share rows = share_of(run, n_embd, ROW_GRAIN, thread), tokens = {0, run->n_tokens};
+    linear_rows(run, linear, in->data, in->stride, run->n_tokens, run->h.data, run->h.stride, rows, thread);
+    if (out->weight || after->weight) { /* which take whole tokens */
+        rows = (share){0, n_embd};
+        tokens = share_of(run, run->n_tokens, 1, thread);
+        sq_pool_barrier(run->pool);
+    }
+    for (uint32_t t = tokens.first; t < tokens.last; t++) {
+        float *x = row_at(&run->x, t), *h = row_at(&run->h, t);
+        if (out->weight)
+            norm_row(run, out, h, n_embd, h);
+        kernels->add(x + rows.first, h + rows.first, rows.last - rows.first);
+        if (after->weight)
+            norm_row(run, after, x, n_embd, x);
+    }
+    sublayer_end(run, thread);
+}
+
+/* gate = activation(gate_linear(in)) · up_linear(in) of n rows: the thread's share. */
+static void gated_rows(sq_run *run, const sq_linear *gate_linear, const sq_linear *up_linear, const float *in,
+                       size_t in_stride, uint32_t n, float *gate, float *up, size_t stride, uint32_t thread) {
     const sq_model *model = run->model;
-    const float *in = norm_rows(run, &layer->ffn_norm, 0, thread);
-    share rows = share_of(run, layer->up.w.n_out, ROW_GRAIN, thread);
-    linear_rows(run, &layer->gate, in, run->h.stride, run->n_tokens, run->gate.data, run->gate.stride, rows,
-                thread);
-    linear_rows(run, &layer->up, in, run->h.stride, run->n_tokens, run->up.data, run->up.stride, rows,
-                thread);
-    for (uint32_t t = 0; t < run->n_tokens; t++) {
-        float *g = row_at(&run->gate, t) + rows.first;
-        model->kernels->gated[model->arch->activation](g, row_at(&run->up, t) + rows.first,
+    share rows = share_of(run, up_linear->w.n_out, ROW_GRAIN, thread);
+    linear_rows(run, gate_linear, in, in_stride, n, gate, stride, rows, thread);
+    linear_rows(run, up_linear, in, in_stride, n, up, stride, rows, thread);
+    for (uint32_t t = 0; t < n; t++) {
+        float *g = gate + t * stride + rows.first;
+        model->kernels->gated[model->arch->activation](g, up + t * stride + rows.first,
                                                        rows.last - rows.first, g);
     }
+}
+
+static void cpu_ffn_up(sq_run *run, const sq_norm *norm, const sq_layer *layer, uint32_t thread) {
+    const sq_model *model = run->model;
+    const float *in = norm_rows(run, norm, 0, thread);
+    if (!model->arch->plain_ffn) {
+        gated_rows(run, &layer->gate, &layer->up, in, run->h.stride, run->n_tokens, run->gate.data,
+                   run->up.data, run->gate.stride, thread);
+    } else {
+        share rows = share_of(run, layer->up.w.n_out, ROW_GRAIN, thread);
+        linear_rows(run, &layer->up, in, run->h.stride, run->n_tokens, run->gate.data, run->gate.stride, rows,
+                    thread);
+        for (uint32_t t = 0; t < run->n_tokens; t++)
+            model->kernels->relu(row_at(&run->gate, t) + rows.first, rows.last - rows.first);
+    }
     sq_pool_barrier(run->pool);
+}
+
+/* Chooses the experts of every row of `in`, and of more than one token gathers the rows by expert. */
+static void route(sq_run *run, const float *in, const sq_linear *router, uint32_t thread) {
+    const sq_hparams *h = &run->model->hparams;
+    sq_routes *routes = &run->routes;
+    uint32_t n_used = h->n_experts_used, n_places = run->n_tokens * n_used;
+    linear_rows(run, router, in, run->h.stride, run->n_tokens, run->router.data, run->router.stride,
+                share_of(run, h->n_experts, ROW_GRAIN, thread), thread);
+    sq_pool_barrier(run->pool);
+    share tokens = share_of(run, run->n_tokens, 1, thread), places = share_of(run, n_places, 1, thread);
+    for (uint32_t t = tokens.first; t < tokens.last; t++)
+        sq_experts_choose(row_at(&run->router, t), h->n_experts, n_used, h->expert_weights_norm,
+                          routes->experts + t * n_used, routes->weights + t * n_used);
+    sq_pool_barrier(run->pool);
+    if (thread == 0)
+        sq_experts_group(routes, n_places, h->n_experts);
+    sq_pool_barrier(run->pool);
+    if (run->n_tokens == 1)
+        return;
+    for (uint32_t i = places.first; i < places.last; i++)
+        memcpy(row_at(&run->routed, i), in + routes->order[i] / n_used * run->h.stride,
+               h->n_embd * sizeof *in);
+    sq_pool_barrier(run->pool);
+}
+
+static void cpu_experts_add(sq_run *run, const sq_norm *norm, const sq_layer *layer, uint32_t thread) {
+    const sq_kernels *kernels = run->model->kernels;
+    const sq_hparams *h = &run->model->hparams;
+    const sq_routes *routes = &run->routes;
+    const float *in = norm_rows(run, norm, 0, thread);
+    route(run, in, &layer->router, thread);
+    for (uint32_t e = 0; e < h->n_experts; e++) {
+        const sq_expert *expert = &layer->experts[e];
+        uint32_t first = routes->first[e], n = routes->first[e + 1] - first;
+        if (n) /* of a single token every expert has one place */
+            gated_rows(run, &expert->gate, &expert->up, run->n_tokens == 1 ? in : row_at(&run->routed, first),
+                       run->routed.stride, n, row_at(&run->expert_gate, first),
+                       row_at(&run->expert_up, first), run->expert_gate.stride, thread);
+    }
+    sq_pool_barrier(run->pool);
+    share rows = share_of(run, h->n_embd, ROW_GRAIN, thread);
+    for (uint32_t e = 0; e < h->n_experts; e++) {
+        uint32_t first = routes->first[e], n = routes->first[e + 1] - first;
+        if (n)
+            linear_rows(run, &layer->experts[e].down, row_at(&run->expert_gate, first),
+                        run->expert_gate.stride, n, row_at(&run->routed, first), run->routed.stride, rows,
+                        thread);
+    }
+    for (uint32_t i = 0; i < run->n_tokens * h->n_experts_used; i++) {
+        uint32_t place = routes->order[i], t = place / h->n_experts_used;
+        float *out = row_at(&run->routed, i) + rows.first;
+        kernels->scale(out, routes->weights[place], rows.last - rows.first);
+        kernels->add(row_at(&run->x, t) + rows.first, out, rows.last - rows.first);
+    }
+    sublayer_end(run, thread);
 }
 
 static void cpu_logits(sq_run *run, const sq_norm *norm, const sq_linear *head, uint32_t thread) {
     if (!run->n_logits)
         return;
+    const sq_model *model = run->model;
+    const sq_hparams *h = &model->hparams;
     const float *in = norm_rows(run, norm, run->n_tokens - run->n_logits, thread);
-    share rows = share_of(run, head->w.n_out, ROW_GRAIN, thread);
-    linear_rows(run, head, in, run->h.stride, run->n_logits, run->logits, head->w.n_out, rows, thread);
+    size_t stride = run->h.stride;
+    if (h->n_token_embd != h->n_embd) {
+        linear_rows(run, &model->embd_out, in, stride, run->n_logits, run->token_embd.data,
+                    run->token_embd.stride, share_of(run, h->n_token_embd, ROW_GRAIN, thread), thread);
+        in = run->token_embd.data;
+        stride = run->token_embd.stride;
+        sq_pool_barrier(run->pool);
+    }
+    share rows = share_of(run, h->n_vocab, ROW_GRAIN, thread);
+    linear_rows(run, head, in, stride, run->n_logits, run->logits, h->n_vocab, rows, thread);
+    for (uint32_t t = 0; h->logit_cap > 0 && t < run->n_logits; t++)
+        model->kernels->softcap(run->logits + (size_t)t * h->n_vocab + rows.first, h->logit_cap,
+                                rows.last - rows.first);
     sq_pool_barrier(run->pool);
 }
 
@@ -271,5 +427,6 @@ const sq_backend sq_backend_cpu = {
     .attend = cpu_attend,
     .linear_add = cpu_linear_add,
     .ffn_up = cpu_ffn_up,
+    .experts_add = cpu_experts_add,
     .logits = cpu_logits,
 };

@@ -20,8 +20,9 @@ typedef struct sq_type_kernels {
 /* KV cache element types. */
 typedef enum sq_kv_type { SQ_KV_F16, SQ_KV_F32, SQ_N_KV_TYPES } sq_kv_type;
 
-/* Of a feed-forward: silu(z) = z / (1 + exp(-z)). */
-typedef enum sq_activation { SQ_SILU, SQ_N_ACTIVATIONS } sq_activation;
+/* Of a feed-forward: silu(z) = z / (1 + exp(-z)); gelu(z) by its tanh form, (D. Hendrycks and K. Gimpel,
+ * arXiv 1606.08415, section 2), z (1 + tanh(sqrt(2/pi) (z + 0.044715 z³))) / 2. */
+typedef enum sq_activation { SQ_SILU, SQ_GELU, SQ_N_ACTIVATIONS } sq_activation;
 
 typedef struct sq_kernels {
     const char *name; /* "scalar", "avx2", "avx512" */
@@ -36,23 +37,34 @@ typedef struct sq_kernels {
 
     /* y[i] = x[i] / sqrt(mean(x²) + eps) · weight[i]; y may be x, which needs no padding */
     void (*rms_norm)(const float *x, const float *weight, float eps, uint32_t n, float *y);
+    /* y[i] = (x[i] - mean(x)) / sqrt(mean((x - mean(x))²) + eps) · weight[i] + bias[i]; y may be x, which
+     * needs no padding */
+    void (*layer_norm)(const float *x, const float *weight, const float *bias, float eps, uint32_t n,
+                       float *y);
     /* y[i] = activation(gate[i]) · up[i]; y may be gate */
     void (*gated[SQ_N_ACTIVATIONS])(const float *gate, const float *up, uint32_t n, float *y);
+    /* x[i] = max(x[i], 0) */
+    void (*relu)(float *x, uint32_t n);
+    /* x[i] = cap · tanh(x[i] / cap) */
+    void (*softcap)(float *x, float cap, uint32_t n);
     /* Rotates pairs (x[i], x[i + n_rot/2]) of each of n_heads heads of head_dim by cos[i], sin[i], i <
      * n_rot/2: "rotate halves", Hugging Face's order; dims from n_rot on stay. In place. */
     void (*rope)(float *x, const float *cos, const float *sin, uint32_t n_heads, uint32_t head_dim,
                  uint32_t n_rot);
     /* y[i] += x[i] */
     void (*add)(float *y, const float *x, uint32_t n);
+    /* x[i] *= factor */
+    void (*scale)(float *x, float factor, uint32_t n);
 
     /* Stores n f32 values into a cache of this type (round to nearest even). */
     void (*kv_store[SQ_N_KV_TYPES])(const float *x, uint32_t n, void *cache);
     /* One token's attention for the n_group query heads that share one KV head:
-     *     out[h] = Σ_p softmax_p(scale · q[h] · k[p]) v[p],  p in [0, n_pos)
+     *     out[h] = Σ_p softmax_p(softcap(scale · q[h] · k[p])) v[p],  p in [0, n_pos)
+     * cap 0: no softcap.
      * q, out: [n_group, head_dim]; k, v: cache [n_pos, head_dim] of this type, not padded;
      * scores: scratch [n_group, sq_pad(n_pos)]. */
     void (*attend[SQ_N_KV_TYPES])(const float *q, const void *k, const void *v, uint32_t n_pos,
-                                  uint32_t n_group, uint32_t head_dim, float scale, float *scores,
+                                  uint32_t n_group, uint32_t head_dim, float scale, float cap, float *scores,
                                   float *out);
 } sq_kernels;
 

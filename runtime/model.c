@@ -12,7 +12,8 @@
 enum { FORMAT_VERSION = 1 };
 
 static const sq_arch *const architectures[] = {
-    &sq_arch_llama, &sq_arch_phi3, &sq_arch_qwen2, &sq_arch_qwen3, &sq_arch_smollm3,
+    &sq_arch_gemma2, &sq_arch_gemma3, &sq_arch_llama,    &sq_arch_opt,     &sq_arch_phi3,
+    &sq_arch_qwen2,  &sq_arch_qwen3,  &sq_arch_qwen3moe, &sq_arch_smollm3,
 };
 
 /* ---- loading, for models/ ---------------------------------------------------------------------- */
@@ -48,6 +49,15 @@ sq_status sq_model_load_f32(const sq_model *model, const char *key, bool optiona
     if (!sq_gguf_get_f32(model->file, full, &found) || !isfinite(found) || found <= 0)
         return sq_fail(error, SQ_ERROR_FORMAT, "%s: expected a positive number; the file is damaged", full);
     *value = found;
+    return SQ_OK;
+}
+
+sq_status sq_model_load_bool(const sq_model *model, const char *key, bool *value, sq_error *error) {
+    char full[96];
+    snprintf(full, sizeof full, "%s.%s", model->arch->name, key);
+    *value = false;
+    if (sq_gguf_has(model->file, full) && !sq_gguf_get_bool(model->file, full, value))
+        return sq_fail(error, SQ_ERROR_FORMAT, "%s: expected true or false; the file is damaged", full);
     return SQ_OK;
 }
 
@@ -110,7 +120,11 @@ sq_status sq_model_load_norm(sq_model *model, const char *prefix, uint32_t n, sq
                              sq_error *error) {
     char name[SQ_NAME_BYTES];
     snprintf(name, sizeof name, "%s.weight", prefix);
-    return sq_model_load_vector(model, name, n, &norm->weight, error);
+    sq_status status = sq_model_load_vector(model, name, n, &norm->weight, error);
+    if (status || !model->arch->layer_norm)
+        return status;
+    snprintf(name, sizeof name, "%s.bias", prefix);
+    return sq_model_load_vector(model, name, n, &norm->bias, error);
 }
 
 /* ---- opening ----------------------------------------------------------------------------------- */
@@ -224,6 +238,8 @@ void sq_model_close(sq_model *model) {
     sq_tokenizer_free(model->tokenizer);
     for (int i = 0; i < SQ_N_ROPES; i++)
         free(model->ropes[i].frequencies);
+    for (uint32_t i = 0; model->layers && i < model->hparams.n_layers; i++)
+        free(model->layers[i].experts);
     free(model->layers);
     free(model->tensors);
     free(model->matrices);
@@ -242,6 +258,18 @@ const sq_chat *sq_model_chat(const sq_model *model) {
 
 /* ---- what a model is --------------------------------------------------------------------------- */
 
+/* Bytes of the experts that a token does not go to. */
+static uint64_t idle_bytes(const sq_model *model) {
+    const sq_hparams *h = &model->hparams;
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < h->n_layers; i++) {
+        const sq_expert *experts = model->layers[i].experts;
+        for (uint32_t e = 0; experts && e < h->n_experts; e++)
+            bytes += experts[e].gate.w.bytes + experts[e].up.w.bytes + experts[e].down.w.bytes;
+    }
+    return h->n_experts ? bytes / h->n_experts * (h->n_experts - h->n_experts_used) : 0;
+}
+
 static void sizes_sum(const sq_model *model, sq_model_info *info) {
     double n_block = 0, n_sparse = 0, block_bits = 0;
     for (size_t i = 0; i < model->n_tensors; i++) {
@@ -249,14 +277,16 @@ static void sizes_sum(const sq_model *model, sq_model_info *info) {
         const sq_matrix *m = model->matrices[i];
         uint64_t n = (uint64_t)t->n_out * t->n_in;
         info->n_params += n;
-        if (m != &model->embedding.w || model->tied)
+        bool lookup = m == &model->positions.w || (m == &model->embedding.w && !model->tied);
+        if (!lookup)
             info->token_bytes += t->bytes;
-        if (m && m != &model->embedding.w && m != &model->head.w) {
+        if (m && !strncmp(t->name, "blk.", 4)) {
             n_block += (double)n;
             n_sparse += (double)t->n_sparse;
             block_bits += 8.0 * (double)t->bytes;
         }
     }
+    info->token_bytes -= idle_bytes(model);
     info->bits_per_weight = n_block > 0 ? block_bits / n_block : 0;
     info->sparse_share = n_block > 0 ? n_sparse / n_block : 0;
 }
@@ -271,6 +301,8 @@ void sq_model_get_info(const sq_model *model, sq_model_info *info) {
         .n_layers = h->n_layers,
         .n_embd = h->n_embd,
         .n_ff = h->n_ff,
+        .n_experts = h->n_experts,
+        .n_experts_used = h->n_experts_used,
         .n_heads = h->n_heads,
         .n_kv_heads = h->n_kv_heads,
         .head_dim = h->head_dim,

@@ -15,13 +15,19 @@ typedef struct sq_linear {
     const float *bias; /* [n_out], or NULL */
 } sq_linear;
 
-/* y = x / sqrt(mean(x²) + norm_eps) · weight */
+/* y = x / sqrt(mean(x²) + norm_eps) · weight, or, with a bias, y = layer norm of x (kernels.h) */
 typedef struct sq_norm {
     const float *weight; /* [width of x]; NULL: there is no such norm, y = x */
+    const float *bias;   /* [width of x], or NULL */
 } sq_norm;
 
 /* Rotary positions: tables that layers choose from. */
-typedef enum sq_rope_table { SQ_ROPE_NONE = -1, SQ_ROPE_MAIN, SQ_N_ROPES } sq_rope_table;
+typedef enum sq_rope_table {
+    SQ_ROPE_NONE = -1,
+    SQ_ROPE_MAIN,
+    SQ_ROPE_LOCAL, /* of layers with a window, where they have one of their own */
+    SQ_N_ROPES
+} sq_rope_table;
 
 typedef struct sq_rope {
     /* [2, n_rot / 2], radians a position: for timelines of up to n_ctx_short tokens, and for longer ones */
@@ -29,23 +35,39 @@ typedef struct sq_rope {
     float scale; /* of cosine and sine; YaRN and LongRoPE raise the scores' temperature by it */
 } sq_rope;
 
+/* One feed-forward network of a mixture. */
+typedef struct sq_expert {
+    sq_linear gate, up; /* [n_ff_expert, n_embd] */
+    sq_linear down;     /* [n_embd, n_ff_expert] */
+} sq_expert;
+
 typedef struct sq_layer {
-    sq_norm attn_norm, ffn_norm; /* [n_embd] */
-    sq_norm q_norm, k_norm;      /* [head_dim], of each head, before rotation; may be absent */
-    sq_linear q, k, v;           /* [n_heads · head_dim or n_kv_heads · head_dim, n_embd] */
-    sq_linear attn_output;       /* [n_embd, n_heads · head_dim] */
-    sq_linear gate, up;          /* [n_ff, n_embd] */
-    sq_linear down;              /* [n_embd, n_ff] */
-    uint32_t window;             /* a token sees itself and window - 1 before it; 0: all */
+    sq_norm attn_norm, ffn_norm;         /* [n_embd] */
+    sq_norm attn_out_norm, ffn_out_norm; /* [n_embd], of what is added to x; may be absent */
+    sq_norm q_norm, k_norm;              /* [head_dim], of each head, before rotation; may be absent */
+    sq_linear q, k, v;                   /* [n_heads · head_dim or n_kv_heads · head_dim, n_embd] */
+    sq_linear attn_output;               /* [n_embd, n_heads · head_dim] */
+    sq_linear gate, up; /* [n_ff, n_embd]; of these three no gate where the family has none, */
+    sq_linear down;     /* [n_embd, n_ff]  and none at all in a layer with experts */
+    sq_linear router;   /* [n_experts, n_embd] */
+    sq_expert *experts; /* [n_experts], or NULL */
+    uint32_t window;    /* a token sees itself and window - 1 before it; 0: all */
     sq_rope_table rope;
 } sq_layer;
 
 typedef struct sq_hparams {
     uint32_t n_layers, n_embd, n_ff, n_heads, n_kv_heads, head_dim, n_vocab, n_ctx_train;
-    uint32_t n_rot;       /* dimensions of a head that rotate */
-    uint32_t n_ctx_short; /* tokens up to which the first frequencies hold; UINT32_MAX: always */
+    uint32_t n_rot;        /* dimensions of a head that rotate */
+    uint32_t n_ctx_short;  /* tokens up to which the first frequencies hold; UINT32_MAX: always */
+    uint32_t n_token_embd; /* width of the embedding and the head, which may differ from n_embd */
+    uint32_t n_experts, n_experts_used, n_ff_expert; /* 0: no mixtures */
+    bool expert_weights_norm;                        /* an expert's weight is its share among those used */
+    bool post_norm; /* attn_norm and ffn_norm are of x after the addition; no output_norm */
     float norm_eps;
+    float embd_scale; /* of the embedding */
     float attn_scale; /* of q · k */
+    float attn_cap;   /* of the scores (kernels.h, softcap); 0: none */
+    float logit_cap;  /* of the logits; 0: none */
 } sq_hparams;
 
 /* A family: one file in models/ each, and one line in `architectures` (model.c). */
@@ -56,14 +78,22 @@ typedef struct sq_arch {
     /* Runs the tokens of `run` through all layers; called by every thread of the pool at once. */
     void (*forward)(sq_run *run, uint32_t thread);
 
-    bool qk_norm; /* layers have q_norm and k_norm */
+    bool qk_norm;           /* layers have q_norm and k_norm */
+    bool out_norms;         /* layers have attn_out_norm and ffn_out_norm */
+    bool layer_norm;        /* norms have a bias */
+    bool learned_positions; /* a vector is added at each position; nothing need rotate */
+    bool plain_ffn;         /* down(relu(up(h))), without a gate */
     sq_activation activation;
 } sq_arch;
 
+extern const sq_arch sq_arch_gemma2;
+extern const sq_arch sq_arch_gemma3;
 extern const sq_arch sq_arch_llama;
+extern const sq_arch sq_arch_opt;
 extern const sq_arch sq_arch_phi3;
 extern const sq_arch sq_arch_qwen2;
 extern const sq_arch sq_arch_qwen3;
+extern const sq_arch sq_arch_qwen3moe;
 extern const sq_arch sq_arch_smollm3;
 
 struct sq_model {
@@ -74,8 +104,11 @@ struct sq_model {
     sq_chat *chat; /* never NULL; holds the reason where chat is not possible */
 
     sq_hparams hparams;
-    sq_linear embedding; /* [n_vocab, n_embd] */
-    sq_linear head;      /* [n_vocab, n_embd]; the same matrix where tied */
+    sq_linear embedding; /* [n_vocab, n_token_embd] */
+    sq_linear embd_in;   /* [n_embd, n_token_embd] where these differ */
+    sq_linear positions; /* [n_ctx_train, n_embd] where the family learns them */
+    sq_linear embd_out;  /* [n_token_embd, n_embd] where these differ */
+    sq_linear head;      /* [n_vocab, n_token_embd]; the same matrix as the embedding where tied */
     bool tied;
     sq_norm output_norm; /* [n_embd] */
     sq_rope ropes[SQ_N_ROPES];
@@ -105,10 +138,12 @@ sq_status sq_model_load_u32(const sq_model *model, const char *key, uint32_t low
 /* A positive finite number. */
 sq_status sq_model_load_f32(const sq_model *model, const char *key, bool optional, float fallback,
                             float *value, sq_error *error);
+/* False where the key is missing. */
+sq_status sq_model_load_bool(const sq_model *model, const char *key, bool *value, sq_error *error);
 /* PREFIX.weight and, where it is there, PREFIX.bias. `linear` must stay where it is. */
 sq_status sq_model_load_linear(sq_model *model, const char *prefix, uint32_t n_out, uint32_t n_in,
                                sq_linear *linear, sq_error *error);
-/* PREFIX.weight */
+/* PREFIX.weight and, where the family's norms have one, PREFIX.bias. */
 sq_status sq_model_load_norm(sq_model *model, const char *prefix, uint32_t n, sq_norm *norm, sq_error *error);
 sq_status sq_model_load_vector(sq_model *model, const char *name, uint32_t n, const float **vector,
                                sq_error *error);

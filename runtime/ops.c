@@ -35,9 +35,44 @@ static void rms_norm(const float *x, const float *weight, float eps, uint32_t n,
     }
 }
 
+static void layer_norm(const float *x, const float *weight, const float *bias, float eps, uint32_t n,
+                       float *y) {
+    float sum = 0, squares = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        sum += x[i];
+    }
+    float mean = sum / (float)n;
+    for (uint32_t i = 0; i < n; i++) {
+        squares += (x[i] - mean) * (x[i] - mean);
+    }
+    float scale = 1 / sqrtf(squares / (float)n + eps);
+    for (uint32_t i = 0; i < n; i++) {
+        y[i] = (x[i] - mean) * scale * weight[i] + bias[i];
+    }
+}
+
 static void silu_mul(const float *gate, const float *up, uint32_t n, float *y) {
     for (uint32_t i = 0; i < n; i++) {
         y[i] = gate[i] / (1 + expf(-gate[i])) * up[i];
+    }
+}
+
+static void gelu_mul(const float *gate, const float *up, uint32_t n, float *y) {
+    for (uint32_t i = 0; i < n; i++) {
+        float g = gate[i];
+        y[i] = g / (1 + expf(-g * (GELU_LINEAR + GELU_CUBIC * g * g))) * up[i];
+    }
+}
+
+static void relu(float *x, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++) {
+        x[i] = x[i] < 0 ? 0 : x[i];
+    }
+}
+
+static void softcap(float *x, float cap, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++) {
+        x[i] = cap * tanhf(x[i] / cap);
     }
 }
 
@@ -57,6 +92,12 @@ static void rope(float *x, const float *cos, const float *sin, uint32_t n_heads,
 static void add(float *y, const float *x, uint32_t n) {
     for (uint32_t i = 0; i < n; i++) {
         y[i] += x[i];
+    }
+}
+
+static void scale(float *x, float factor, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++) {
+        x[i] *= factor;
     }
 }
 
@@ -82,7 +123,8 @@ static float f32_at(const void *cache, size_t i) {
 
 /* One query head; the largest score is subtracted, so that exp cannot overflow. */
 static inline void attend_head(const float *q, const void *k, const void *v, uint32_t n_pos,
-                               uint32_t head_dim, float scale, float *scores, float *out, kv_at *at) {
+                               uint32_t head_dim, float scale, float cap, float *scores, float *out,
+                               kv_at *at) {
     float max = -INFINITY, sum = 0;
     for (uint32_t p = 0; p < n_pos; p++) {
         scores[p] = 0;
@@ -90,6 +132,9 @@ static inline void attend_head(const float *q, const void *k, const void *v, uin
             scores[p] += q[i] * at(k, (size_t)p * head_dim + i);
         }
         scores[p] *= scale;
+        if (cap > 0) {
+            softcap(scores + p, cap, 1);
+        }
         max = fmaxf(max, scores[p]);
     }
     memset(out, 0, head_dim * sizeof *out);
@@ -106,17 +151,17 @@ static inline void attend_head(const float *q, const void *k, const void *v, uin
 }
 
 static void attend_f16(const float *q, const void *k, const void *v, uint32_t n_pos, uint32_t n_group,
-                       uint32_t head_dim, float scale, float *scores, float *out) {
+                       uint32_t head_dim, float scale, float cap, float *scores, float *out) {
     for (size_t h = 0; h < n_group; h++) {
-        attend_head(q + h * head_dim, k, v, n_pos, head_dim, scale, scores + h * sq_pad(n_pos),
+        attend_head(q + h * head_dim, k, v, n_pos, head_dim, scale, cap, scores + h * sq_pad(n_pos),
                     out + h * head_dim, f16_at);
     }
 }
 
 static void attend_f32(const float *q, const void *k, const void *v, uint32_t n_pos, uint32_t n_group,
-                       uint32_t head_dim, float scale, float *scores, float *out) {
+                       uint32_t head_dim, float scale, float cap, float *scores, float *out) {
     for (size_t h = 0; h < n_group; h++) {
-        attend_head(q + h * head_dim, k, v, n_pos, head_dim, scale, scores + h * sq_pad(n_pos),
+        attend_head(q + h * head_dim, k, v, n_pos, head_dim, scale, cap, scores + h * sq_pad(n_pos),
                     out + h * head_dim, f32_at);
     }
 }
@@ -138,9 +183,13 @@ const sq_kernels sq_kernels_scalar = {
         },
     .gemm = gemm,
     .rms_norm = rms_norm,
-    .gated = {[SQ_SILU] = silu_mul},
+    .layer_norm = layer_norm,
+    .gated = {[SQ_SILU] = silu_mul, [SQ_GELU] = gelu_mul},
+    .relu = relu,
+    .softcap = softcap,
     .rope = rope,
     .add = add,
+    .scale = scale,
     .kv_store = {[SQ_KV_F16] = kv_store_f16, [SQ_KV_F32] = kv_store_f32},
     .attend = {[SQ_KV_F16] = attend_f16, [SQ_KV_F32] = attend_f32},
 };

@@ -4,6 +4,10 @@
 
 #include "kernels.h"
 
+/* gelu(z) = z / (1 + exp(-z (LINEAR + CUBIC z²))), which does not cancel for negative z as 1 + tanh does. */
+#define GELU_LINEAR 1.5957691216057308f  /* 2 sqrt(2/pi) */
+#define GELU_CUBIC  0.07135481282566265f /* the same times 0.044715 */
+
 /* lut.c: dot products with and expansion of rows of table indices. */
 void sq_lut3_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1);
 void sq_lut4_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1);

@@ -22,9 +22,14 @@ SQ_INLINE float vf_sum(vf v) {
     return vf_sums((const vf[4]){v, vf_zero(), vf_zero(), vf_zero()})[0];
 }
 
-/* e^x to about one unit in the last place: x = n ln 2 + r, |r| <= ln 2 / 2, Taylor's series for e^r.
- * Below -104 the result is 0, above 89 infinity; a NaN stays one. */
-SQ_INLINE vf vf_exp(vf x) {
+/* e^x = 2^whole (1 + factor · r). */
+typedef struct power {
+    vf factor, r;
+    vi whole;
+} power;
+
+/* x = whole · ln 2 + r, |r| <= ln 2 / 2, Taylor's series for e^r. x is taken into [-104, 89]; a NaN stays. */
+SQ_INLINE power vf_power(vf x) {
     const vf round = vf_set1(0x1.8p23f); /* adding it leaves the nearest integer in the low bits */
     x = vf_min(vf_set1(89), vf_max(vf_set1(-104), x));
     vf biased = vf_fma(x, vf_set1(0x1.715476p0f), round), n = biased - round;
@@ -37,10 +42,27 @@ SQ_INLINE vf vf_exp(vf x) {
     e = vf_fma(e, r, vf_set1(1.0f / 6));
     e = vf_fma(e, r, vf_set1(0.5f));
     e = vf_fma(e, r, vf_set1(1));
-    e = vf_fma(e, r, vf_set1(1));
-    /* 2^n in two factors, so that both are normal numbers. */
-    vi whole = (vi)biased - (vi)round, half = whole >> 1;
-    return e * (vf)((half + 127) << 23) * (vf)((whole - half + 127) << 23);
+    return (power){e, r, (vi)biased - (vi)round};
+}
+
+/* 2^n, -126 <= n <= 127 */
+SQ_INLINE vf vf_two_to(vi n) {
+    return (vf)((n + 127) << 23);
+}
+
+/* e^x to about one unit in the last place. Below -104 the result is 0, above 89 infinity; a NaN stays one. */
+SQ_INLINE vf vf_exp(vf x) {
+    power p = vf_power(x);
+    vi half = p.whole >> 1; /* 2^whole in two factors, so that both are normal numbers */
+    return vf_fma(p.factor, p.r, vf_set1(1)) * vf_two_to(half) * vf_two_to(p.whole - half);
+}
+
+/* tanh x = m / (m + 2), m = e^2x - 1: small x keep their precision. It is 1 from 10 on. */
+SQ_INLINE vf vf_tanh(vf x) {
+    x = vf_min(vf_set1(10), vf_max(vf_set1(-10), x));
+    power p = vf_power(x + x);
+    vf scale = vf_two_to(p.whole), m = vf_fma(scale, p.factor * p.r, scale - vf_set1(1));
+    return m / (m + vf_set1(2));
 }
 
 static void rms_norm(const float *x, const float *weight, float eps, uint32_t n, float *y) {
@@ -56,11 +78,55 @@ static void rms_norm(const float *x, const float *weight, float eps, uint32_t n,
     }
 }
 
+static void layer_norm(const float *x, const float *weight, const float *bias, float eps, uint32_t n,
+                       float *y) {
+    vf sum = vf_zero(), squares = vf_zero();
+    for (uint32_t i = 0; i < n; i += W) {
+        sum += vf_load_n(x + i, lanes(n, i));
+    }
+    vf mean = vf_set1(vf_sum(sum) / (float)n);
+    for (uint32_t i = 0; i < n; i += W) {
+        uint32_t m = lanes(n, i);
+        vf_store_n(y + i, vf_load_n(x + i, m) - mean, m);
+        vf centred = vf_load_n(y + i, m); /* zero past n */
+        squares = vf_fma(centred, centred, squares);
+    }
+    vf scale = vf_set1(1 / sqrtf(vf_sum(squares) / (float)n + eps));
+    for (uint32_t i = 0; i < n; i += W) {
+        uint32_t m = lanes(n, i);
+        vf_store_n(y + i,
+                   vf_fma(vf_load_n(y + i, m) * scale, vf_load_n(weight + i, m), vf_load_n(bias + i, m)), m);
+    }
+}
+
 static void silu_mul(const float *gate, const float *up, uint32_t n, float *y) {
     for (uint32_t i = 0; i < n; i += W) {
         uint32_t m = lanes(n, i);
         vf g = vf_load_n(gate + i, m);
         vf_store_n(y + i, g / (vf_set1(1) + vf_exp(-g)) * vf_load_n(up + i, m), m);
+    }
+}
+
+static void gelu_mul(const float *gate, const float *up, uint32_t n, float *y) {
+    for (uint32_t i = 0; i < n; i += W) {
+        uint32_t m = lanes(n, i);
+        vf g = vf_load_n(gate + i, m);
+        vf inner = g * vf_fma(g * g, vf_set1(GELU_CUBIC), vf_set1(GELU_LINEAR));
+        vf_store_n(y + i, g / (vf_set1(1) + vf_exp(-inner)) * vf_load_n(up + i, m), m);
+    }
+}
+
+static void relu(float *x, uint32_t n) {
+    for (uint32_t i = 0; i < n; i += W) {
+        uint32_t m = lanes(n, i);
+        vf_store_n(x + i, vf_max(vf_zero(), vf_load_n(x + i, m)), m);
+    }
+}
+
+static void softcap(float *x, float cap, uint32_t n) {
+    for (uint32_t i = 0; i < n; i += W) {
+        uint32_t m = lanes(n, i);
+        vf_store_n(x + i, vf_set1(cap) * vf_tanh(vf_load_n(x + i, m) / vf_set1(cap)), m);
     }
 }
 
@@ -83,6 +149,13 @@ static void add(float *y, const float *x, uint32_t n) {
     for (uint32_t i = 0; i < n; i += W) {
         uint32_t m = lanes(n, i);
         vf_store_n(y + i, vf_load_n(y + i, m) + vf_load_n(x + i, m), m);
+    }
+}
+
+static void scale(float *x, float factor, uint32_t n) {
+    for (uint32_t i = 0; i < n; i += W) {
+        uint32_t m = lanes(n, i);
+        vf_store_n(x + i, vf_load_n(x + i, m) * vf_set1(factor), m);
     }
 }
 
@@ -205,11 +278,14 @@ SQ_INLINE void attend_columns(kv_loads kv, const float *weights, const float *to
 }
 
 SQ_INLINE void attend_heads(kv_loads kv, const float *q, const uint8_t *k, const uint8_t *v, size_t row_bytes,
-                            uint32_t n_pos, int n_heads, uint32_t head_dim, float scale, float *scores,
-                            float *out) {
+                            uint32_t n_pos, int n_heads, uint32_t head_dim, float scale, float cap,
+                            float *scores, float *out) {
     float totals[4];
     attend_scores(kv, q, k, row_bytes, n_pos, n_heads, head_dim, scale, scores);
     for (int h = 0; h < n_heads; h++) {
+        if (cap > 0) {
+            softcap(scores + h * sq_pad(n_pos), cap, n_pos);
+        }
         totals[h] = exp_scores(scores + h * sq_pad(n_pos), n_pos);
     }
     uint32_t c = 0;
@@ -226,14 +302,14 @@ SQ_INLINE void attend_heads(kv_loads kv, const float *q, const uint8_t *k, const
 
 /* Up to four heads share each row of the cache that is loaded. */
 SQ_INLINE void attend(kv_loads kv, const float *q, const void *k, const void *v, size_t row_bytes,
-                      uint32_t n_pos, uint32_t n_group, uint32_t head_dim, float scale, float *scores,
-                      float *out) {
+                      uint32_t n_pos, uint32_t n_group, uint32_t head_dim, float scale, float cap,
+                      float *scores, float *out) {
     for (uint32_t left = n_group, n; left > 0; left -= n) {
         n = left < 4 ? left : 4;
         switch (n) {
 #define HEADS(n)                                                                                             \
     case n:                                                                                                  \
-        attend_heads(kv, q, k, v, row_bytes, n_pos, n, head_dim, scale, scores, out);                        \
+        attend_heads(kv, q, k, v, row_bytes, n_pos, n, head_dim, scale, cap, scores, out);                   \
         break
             HEADS(1);
             HEADS(2);
@@ -248,15 +324,15 @@ SQ_INLINE void attend(kv_loads kv, const float *q, const void *k, const void *v,
 }
 
 static void attend_f16(const float *q, const void *k, const void *v, uint32_t n_pos, uint32_t n_group,
-                       uint32_t head_dim, float scale, float *scores, float *out) {
+                       uint32_t head_dim, float scale, float cap, float *scores, float *out) {
     attend((kv_loads){f16_load, f16_load_n}, q, k, v, 2 * (size_t)head_dim, n_pos, n_group, head_dim, scale,
-           scores, out);
+           cap, scores, out);
 }
 
 static void attend_f32(const float *q, const void *k, const void *v, uint32_t n_pos, uint32_t n_group,
-                       uint32_t head_dim, float scale, float *scores, float *out) {
+                       uint32_t head_dim, float scale, float cap, float *scores, float *out) {
     attend((kv_loads){f32_load, f32_load_n}, q, k, v, 4 * (size_t)head_dim, n_pos, n_group, head_dim, scale,
-           scores, out);
+           cap, scores, out);
 }
 
 #endif

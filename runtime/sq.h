@@ -74,6 +74,8 @@ typedef struct sq_model_info {
     uint32_t n_layers;
     uint32_t n_embd; /* width of the residual stream */
     uint32_t n_ff;
+    uint32_t n_experts;      /* of a layer that mixes feed-forward networks; 0: no layer does */
+    uint32_t n_experts_used; /* by one token */
     uint32_t n_heads;
     uint32_t n_kv_heads;
     uint32_t head_dim;

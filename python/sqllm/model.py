@@ -34,6 +34,10 @@ class ModelInfo:
     n_layers: int
     n_embd: int
     n_ff: int
+    n_experts: int
+    """Of a layer that mixes feed-forward networks; 0: no layer does."""
+    n_experts_used: int
+    """By one token."""
     n_heads: int
     n_kv_heads: int
     head_dim: int

@@ -29,14 +29,15 @@ typedef struct report {
 
 /* ---- tensors --------------------------------------------------------------------------------- */
 
-/* "blk.12.attn_q.weight" without the number, which stands between the first two dots. */
+/* "blk.12.ffn_up.7.weight" without the numbers, which stand between dots. */
 static void append_role(text *out, const char *name) {
-    const char *number = strchr(name, '.');
-    size_t n_digits = number ? strspn(number + 1, "0123456789") : 0;
-    if (n_digits > 0 && number[1 + n_digits] == '.') {
-        text_append(out, name, (size_t)(number + 1 - name));
-        text_append(out, "*", 1);
-        name = number + 1 + n_digits;
+    for (const char *dot; (dot = strchr(name, '.')); name = dot) {
+        text_append(out, name, (size_t)(dot + 1 - name));
+        size_t n_digits = strspn(++dot, "0123456789");
+        if (n_digits > 0 && dot[n_digits] == '.') {
+            text_append(out, "*", 1);
+            dot += n_digits;
+        }
     }
     text_append_string(out, name);
 }
@@ -126,6 +127,9 @@ static void append_summary(text *out, const report *r) {
     text_printf(
         out, "architecture  %s: %u layers, width %u, FFN %u, %u heads over %u KV heads of %u, %u tokens\n",
         i->architecture, i->n_layers, i->n_embd, i->n_ff, i->n_heads, i->n_kv_heads, i->head_dim, i->n_vocab);
+    if (i->n_experts > 0) {
+        text_printf(out, "experts       %u, of which a token uses %u\n", i->n_experts, i->n_experts_used);
+    }
     text_printf(out, "size          %.2f M weights, file %.2f MB\n", 1e-6 * (double)i->n_params,
                 1e-6 * (double)i->file_bytes);
     append_quantization(out, r);
@@ -146,6 +150,8 @@ static void write_architecture(json_writer *w, const sq_model_info *i) {
     json_u64(w, "n_layers", i->n_layers);
     json_u64(w, "n_embd", i->n_embd);
     json_u64(w, "n_ff", i->n_ff);
+    json_u64(w, "n_experts", i->n_experts);
+    json_u64(w, "n_experts_used", i->n_experts_used);
     json_u64(w, "n_heads", i->n_heads);
     json_u64(w, "n_kv_heads", i->n_kv_heads);
     json_u64(w, "head_dim", i->head_dim);

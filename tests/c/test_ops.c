@@ -129,23 +129,67 @@ static void test_rms_norm(void) {
     }
 }
 
-static void test_silu_mul(void) {
+static void test_layer_norm(void) {
+    for (int i = 0; i < N_SIZES; i++) {
+        uint32_t n = sizes[i];
+        guarded x = activations(n, 3), weight = random_floats(n, 2), bias = random_floats(n, 1),
+                y = guard_alloc(n * sizeof(float));
+        float *xs = x.data;
+        const float *ws = weight.data, *bs = bias.data, *ys = y.data;
+        double mean = 0, squares = 0;
+        for (uint32_t k = 0; k < n; k++) {
+            xs[k] += 20; /* what counts is the spread */
+            mean += (double)xs[k] / n;
+        }
+        for (uint32_t k = 0; k < n; k++) {
+            squares += (xs[k] - mean) * (xs[k] - mean);
+        }
+        for (int s = 0; s < n_sets; s++) {
+            sets[s]->layer_norm(xs, ws, bs, 1e-5f, n, y.data);
+            for (uint32_t k = 0; k < n; k++) {
+                double expected = (xs[k] - mean) / sqrt(squares / n + 1e-5f) * ws[k] + bs[k];
+                CHECK_NEAR(ys[k], expected, 0x1p-24 * 24 * (20 + fabs(expected)));
+            }
+        }
+        guard_free(x);
+        guard_free(weight);
+        guard_free(bias);
+        guard_free(y);
+    }
+}
+
+static double silu(double x) {
+    return x / (1 + exp(-x));
+}
+
+static double gelu_argument(double x) {
+    return 2 * sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x);
+}
+
+static double gelu(double x) { /* accurate where 1 + tanh cancels */
+    return x / (1 + exp(-gelu_argument(x)));
+}
+
+static void check_gated(sq_activation activation) {
     for (int i = 0; i < N_SIZES; i++) {
         uint32_t n = sizes[i];
         for (int s = 0; s < n_sets; s++) {
             for (int round = 0; round < 8; round++) {
                 guarded gate = activations(n, round % 2 ? 120 : 4), up = activations(n, 2),
                         y = guard_alloc(n * sizeof(float));
-                sets[s]->gated[SQ_SILU](gate.data, up.data, n, y.data);
+                sets[s]->gated[activation](gate.data, up.data, n, y.data);
                 const float *g = gate.data, *u = up.data;
                 for (uint32_t k = 0; k < n; k++) {
-                    double expected = g[k] / (1 + exp(-(double)g[k])) * u[k], found = ((float *)y.data)[k];
-                    /* Below -88 the definition's exp overflows: 0 for values under 1e-36. */
-                    CHECK_SAY(fabs(found - expected) <= 4 * ulp(expected) + 1e-36,
-                              "%s: silu(%.9g) %.9g: found %.9g, expected %.9g", sets[s]->name, g[k], u[k],
-                              found, expected);
+                    double expected = (activation == SQ_GELU ? gelu(g[k]) : silu(g[k])) * u[k],
+                           found = ((float *)y.data)[k];
+                    /* exp multiplies a relative error of its argument by the argument. Where it overflows in
+                     * the definition, the result is 0 for values under 1e-36. */
+                    double slack = 4 + (activation == SQ_GELU ? 3 * fabs(gelu_argument(g[k])) : 0);
+                    CHECK_SAY(fabs(found - expected) <= slack * ulp(expected) + 1e-36,
+                              "%s: %s(%.9g) %.9g: found %.9g, expected %.9g", sets[s]->name,
+                              activation == SQ_GELU ? "gelu" : "silu", g[k], u[k], found, expected);
                 }
-                sets[s]->gated[SQ_SILU](gate.data, up.data, n, gate.data); /* in place */
+                sets[s]->gated[activation](gate.data, up.data, n, gate.data); /* in place */
                 CHECK(!memcmp(gate.data, y.data, n * sizeof(float)));
                 guard_free(gate);
                 guard_free(up);
@@ -155,8 +199,66 @@ static void test_silu_mul(void) {
     }
     for (int s = 0; s < n_sets; s++) {
         float gate[32] = {NAN, INFINITY, -1000, 1000, 0}, up[32] = {1, 1, 1, 1, 1}, y[5];
-        sets[s]->gated[SQ_SILU](gate, up, 5, y);
+        sets[s]->gated[activation](gate, up, 5, y);
         CHECK(isnan(y[0]) && y[1] == INFINITY && y[2] == 0 && y[3] == 1000 && y[4] == 0);
+    }
+}
+
+static void test_silu_mul(void) {
+    check_gated(SQ_SILU);
+}
+
+static void test_gelu_mul(void) {
+    check_gated(SQ_GELU);
+}
+
+static void test_relu(void) {
+    for (int i = 0; i < N_SIZES; i++) {
+        uint32_t n = sizes[i];
+        guarded x = random_floats(n, 4), y = guard_alloc(n * sizeof(float));
+        for (int s = 0; s < n_sets; s++) {
+            memcpy(y.data, x.data, n * sizeof(float));
+            sets[s]->relu(y.data, n);
+            for (uint32_t k = 0; k < n; k++) {
+                float value = ((float *)x.data)[k];
+                CHECK(((float *)y.data)[k] == (value > 0 ? value : 0));
+            }
+        }
+        guard_free(x);
+        guard_free(y);
+    }
+    for (int s = 0; s < n_sets; s++) {
+        float x[4] = {NAN, INFINITY, -INFINITY, 0};
+        sets[s]->relu(x, 4);
+        CHECK(isnan(x[0]) && x[1] == INFINITY && x[2] == 0 && x[3] == 0);
+    }
+}
+
+static void test_softcap(void) {
+    for (int i = 0; i < N_SIZES; i++) {
+        uint32_t n = sizes[i];
+        for (int round = 0; round < 8; round++) {
+            float cap = round % 2 ? 50 : 0.5f;
+            guarded x = random_floats(n, round < 4 ? cap / 8 : 12 * cap), y = guard_alloc(n * sizeof(float));
+            for (int s = 0; s < n_sets; s++) {
+                memcpy(y.data, x.data, n * sizeof(float));
+                sets[s]->softcap(y.data, cap, n);
+                for (uint32_t k = 0; k < n; k++) {
+                    float value = ((float *)x.data)[k], found = ((float *)y.data)[k];
+                    double expected = cap * tanh((double)value / cap);
+                    CHECK_SAY(fabs(found - expected) <= 6 * ulp(expected),
+                              "%s: %.9g capped at %g: found %.9g, expected %.9g", sets[s]->name, value, cap,
+                              found, expected);
+                }
+            }
+            guard_free(x);
+            guard_free(y);
+        }
+    }
+    for (int s = 0; s < n_sets; s++) {
+        float x[5] = {NAN, INFINITY, -INFINITY, 1e-30f, 0};
+        sets[s]->softcap(x, 30, 5);
+        CHECK(isnan(x[0]) && x[1] == 30 && x[2] == -30 && fabsf(x[3] / 1e-30f - 1) < 1e-6f && x[4] == 0);
     }
 }
 
@@ -189,7 +291,7 @@ static void test_rope(void) {
     }
 }
 
-static void test_add(void) {
+static void test_add_and_scale(void) {
     for (int i = 0; i < N_SIZES; i++) {
         uint32_t n = sizes[i];
         guarded x = random_floats(n, 4), y = random_floats(n, 4), sum = guard_alloc(n * sizeof(float));
@@ -198,6 +300,11 @@ static void test_add(void) {
             sets[s]->add(sum.data, x.data, n);
             for (uint32_t k = 0; k < n; k++) {
                 CHECK(((float *)sum.data)[k] == ((float *)y.data)[k] + ((float *)x.data)[k]);
+            }
+            memcpy(sum.data, x.data, n * sizeof(float));
+            sets[s]->scale(sum.data, 48.5f, n);
+            for (uint32_t k = 0; k < n; k++) {
+                CHECK(((float *)sum.data)[k] == ((float *)x.data)[k] * 48.5f);
             }
         }
         guard_free(x);
@@ -235,7 +342,7 @@ static void cache_free(cache c) {
 
 /* One head in double: `expected` [head_dim], and an error that f32 scores may cause. */
 static double attend_reference(const float *q, const float *k, const float *v, uint32_t n_pos, uint32_t dim,
-                               float scale, double *expected) {
+                               float scale, float cap, double *expected) {
     double *scores = malloc(n_pos * sizeof *scores), max = -INFINITY, sum = 0, magnitude = 0;
     memset(expected, 0, dim * sizeof *expected);
     for (uint32_t p = 0; p < n_pos; p++) {
@@ -245,6 +352,7 @@ static double attend_reference(const float *q, const float *k, const float *v, u
             scores[p] += (double)q[i] * k[(size_t)p * dim + i] * scale;
             size += fabs((double)q[i] * k[(size_t)p * dim + i] * scale);
         }
+        scores[p] = cap > 0 ? cap * tanh(scores[p] / cap) : scores[p];
         max = fmax(max, scores[p]);
         magnitude = fmax(magnitude, size);
     }
@@ -262,7 +370,8 @@ static double attend_reference(const float *q, const float *k, const float *v, u
     return 0x1p-24 * (8 + 2 * magnitude);
 }
 
-static void check_attend(sq_kv_type type, uint32_t n_pos, uint32_t n_group, uint32_t dim, float size) {
+static void check_attend(sq_kv_type type, uint32_t n_pos, uint32_t n_group, uint32_t dim, float size,
+                         float cap) {
     size_t n = (size_t)n_pos * dim;
     float scale = 1 / sqrtf((float)dim);
     double *expected = malloc(dim * sizeof *expected);
@@ -270,12 +379,12 @@ static void check_attend(sq_kv_type type, uint32_t n_pos, uint32_t n_group, uint
     guarded q = random_floats(n_group * dim, size), out = guard_alloc(sizeof(float) * n_group * dim),
             scores = guard_alloc(sizeof(float) * n_group * sq_pad(n_pos));
     for (int s = 0; s < n_sets; s++) {
-        sets[s]->attend[type](q.data, k.stored.data, v.stored.data, n_pos, n_group, dim, scale, scores.data,
-                              out.data);
+        sets[s]->attend[type](q.data, k.stored.data, v.stored.data, n_pos, n_group, dim, scale, cap,
+                              scores.data, out.data);
         for (uint32_t h = 0; h < n_group; h++) {
             const float *found = (float *)out.data + h * dim;
-            double tolerance =
-                attend_reference((float *)q.data + h * dim, k.values, v.values, n_pos, dim, scale, expected);
+            double tolerance = attend_reference((float *)q.data + h * dim, k.values, v.values, n_pos, dim,
+                                                scale, cap, expected);
             double worst = 0;
             for (uint32_t i = 0; i < dim; i++) {
                 worst = fmax(worst, isnan(found[i]) ? INFINITY : fabs(found[i] - expected[i]));
@@ -299,14 +408,15 @@ static void test_attend(void) {
     for (sq_kv_type type = 0; type < SQ_N_KV_TYPES; type++) {
         for (size_t i = 0; i < sizeof dims / sizeof *dims; i++) {
             for (size_t j = 0; j < sizeof positions / sizeof *positions; j++) {
-                check_attend(type, positions[j], 1 + (i + j) % 9, dims[i], 2);
+                check_attend(type, positions[j], 1 + (i + j) % 9, dims[i], 2, j % 2 ? 0 : 3);
             }
         }
         for (uint32_t n_group = 1; n_group <= 17; n_group++) {
-            check_attend(type, 50, n_group, 64, 1);
+            check_attend(type, 50, n_group, 64, 1, 0);
         }
-        check_attend(type, 100, 3, 64, 60); /* scores of thousands: exp must not overflow */
-        check_attend(type, 3000, 2, 64, 1);
+        check_attend(type, 100, 3, 64, 60, 0); /* scores of thousands: exp must not overflow */
+        check_attend(type, 3000, 2, 64, 1, 0);
+        check_attend(type, 300, 3, 80, 60, 50);
     }
 }
 
@@ -320,9 +430,13 @@ int main(void) {
     RUN(test_f16);
     RUN(test_kv_store);
     RUN(test_rms_norm);
+    RUN(test_layer_norm);
     RUN(test_silu_mul);
+    RUN(test_gelu_mul);
+    RUN(test_relu);
+    RUN(test_softcap);
     RUN(test_rope);
-    RUN(test_add);
+    RUN(test_add_and_scale);
     RUN(test_attend);
     return check_report();
 }

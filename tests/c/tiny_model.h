@@ -24,20 +24,37 @@ enum {
     TINY_KV_HEADS = 2,
     TINY_HEAD_DIM = 6,
     TINY_VOCAB = 300,
+    TINY_CTX = 64,
     TINY_CTX_SHORT = 4,
-    TINY_N_TENSORS = 96
+    TINY_TOKEN_EMBD = 64,
+    TINY_EXPERTS = 3,
+    TINY_EXPERT_FF = 20,
+    TINY_N_TENSORS = 128
 };
 
-typedef enum tiny_family { TINY_LLAMA, TINY_QWEN3, TINY_N_FAMILIES } tiny_family;
+typedef enum tiny_family {
+    TINY_LLAMA,
+    TINY_QWEN3,
+    TINY_OPT,
+    TINY_GEMMA3,
+    TINY_QWEN3MOE,
+    TINY_N_FAMILIES
+} tiny_family;
 
 static const struct {
     const char *arch;
     bool byte_level; /* the tokenizer; else SentencePiece */
     bool qk_norm;
-    bool long_rope; /* another rotation past TINY_CTX_SHORT tokens, and layers that differ */
+    bool long_rope;  /* another rotation past TINY_CTX_SHORT tokens, and layers that differ */
+    bool opt;        /* as the 350M one: layer norms behind sublayers, learned positions, a wider embedding */
+    bool local_rope; /* another rotation in layer 0; scales, soft caps, norms behind sublayers */
+    bool experts;    /* in layer 1 */
 } tiny_families[TINY_N_FAMILIES] = {
     [TINY_LLAMA] = {.arch = "llama"},
     [TINY_QWEN3] = {.arch = "qwen3", .byte_level = true, .qk_norm = true, .long_rope = true},
+    [TINY_OPT] = {.arch = "opt", .byte_level = true, .opt = true},
+    [TINY_GEMMA3] = {.arch = "gemma3", .qk_norm = true, .local_rope = true},
+    [TINY_QWEN3MOE] = {.arch = "qwen3moe", .byte_level = true, .qk_norm = true, .experts = true},
 };
 
 typedef struct tiny_tensor {
@@ -163,13 +180,43 @@ static void tiny_keys_long_rope(tiny_model *m) {
     put_u32(&m->keys, 0), put_u32(&m->keys, (uint32_t)-1);
 }
 
+static void tiny_keys_opt(tiny_model *m) {
+    char full[64];
+    tiny_key_u32(m, tiny_arch_key(m, "token_embedding_length", full), TINY_TOKEN_EMBD);
+    tiny_key_f32(m, tiny_arch_key(m, "attention.layer_norm_epsilon", full), 1e-5f);
+    tiny_key(m, tiny_arch_key(m, "post_norm", full), SQ_KIND_BOOL);
+    put(&m->keys, &(uint8_t){1}, 1);
+}
+
+static void tiny_keys_local_rope(tiny_model *m) {
+    char full[64];
+    tiny_key_f32(m, tiny_arch_key(m, "rope.freq_base_swa", full), 100);
+    tiny_key_f32(m, tiny_arch_key(m, "embedding_scale", full), 5.5f);
+    tiny_key_f32(m, tiny_arch_key(m, "attn_logit_softcapping", full), 2);
+    tiny_key_f32(m, tiny_arch_key(m, "final_logit_softcapping", full), 3);
+    tiny_key_array(m, "squeezellm.layers.rope", SQ_KIND_I32, TINY_LAYERS);
+    put_u32(&m->keys, 1), put_u32(&m->keys, 0);
+}
+
+/* Layer 0 has a feed-forward of its own, layer 1 experts. */
+static void tiny_keys_experts(tiny_model *m) {
+    char full[64];
+    tiny_key_u32(m, tiny_arch_key(m, "expert_count", full), TINY_EXPERTS);
+    tiny_key_u32(m, tiny_arch_key(m, "expert_used_count", full), TINY_EXPERTS - 1);
+    tiny_key_u32(m, tiny_arch_key(m, "expert_feed_forward_length", full), TINY_EXPERT_FF);
+    tiny_key(m, tiny_arch_key(m, "expert_weights_norm", full), SQ_KIND_BOOL);
+    put(&m->keys, &(uint8_t){1}, 1);
+    tiny_key_array(m, "squeezellm.layers.experts", SQ_KIND_U32, TINY_LAYERS);
+    put_u32(&m->keys, 0), put_u32(&m->keys, 1);
+}
+
 static void tiny_keys(tiny_model *m) {
-    static const struct {
+    const struct {
         const char *name;
         uint32_t value;
     } sizes[] = {
         {"block_count", TINY_LAYERS},
-        {"context_length", 64},
+        {"context_length", TINY_CTX},
         {"embedding_length", TINY_EMBD},
         {"feed_forward_length", TINY_FF},
         {"vocab_size", TINY_VOCAB},
@@ -177,7 +224,7 @@ static void tiny_keys(tiny_model *m) {
         {"attention.head_count_kv", TINY_KV_HEADS},
         {"attention.key_length", TINY_HEAD_DIM},
         {"attention.value_length", TINY_HEAD_DIM},
-        {"rope.dimension_count", TINY_HEAD_DIM},
+        {"rope.dimension_count", tiny_families[m->family].opt ? 0 : TINY_HEAD_DIM},
     };
     bool byte_level = tiny_families[m->family].byte_level;
     char full[64];
@@ -191,6 +238,12 @@ static void tiny_keys(tiny_model *m) {
     tiny_key_f32(m, tiny_arch_key(m, "rope.freq_base", full), 10000);
     if (tiny_families[m->family].long_rope)
         tiny_keys_long_rope(m);
+    if (tiny_families[m->family].opt)
+        tiny_keys_opt(m);
+    if (tiny_families[m->family].local_rope)
+        tiny_keys_local_rope(m);
+    if (tiny_families[m->family].experts)
+        tiny_keys_experts(m);
     (byte_level ? tiny_tokenizer_bpe : tiny_tokenizer_spm)(m);
     tiny_key_string(m, "squeezellm.chat.begin", byte_level ? "<|start|>" : "<s>");
     tiny_key_string(m, "squeezellm.chat.user_assistant", " a ");
@@ -276,6 +329,29 @@ static void tiny_matrix(tiny_model *m, const char *name, uint32_t bits, uint32_t
         tiny_sparse(m, name, n_out, n_in);
 }
 
+static void tiny_norm(tiny_model *m, const char *name, uint64_t n) {
+    char full[64];
+    snprintf(full, sizeof full, "%s.weight", name);
+    tiny_vector(m, full, n, 1);
+    snprintf(full, sizeof full, "%s.bias", name);
+    if (tiny_families[m->family].opt)
+        tiny_vector(m, full, n, 0);
+}
+
+static void tiny_experts(tiny_model *m, int layer) {
+    char name[64];
+    snprintf(name, sizeof name, "blk.%d.ffn_gate_inp.weight", layer);
+    tiny_q8_0(m, name, TINY_EXPERTS, TINY_EMBD);
+    for (int e = 0; e < TINY_EXPERTS; e++) {
+        snprintf(name, sizeof name, "blk.%d.ffn_gate.%d.weight", layer, e);
+        tiny_matrix(m, name, 4, TINY_EXPERT_FF, TINY_EMBD, true);
+        snprintf(name, sizeof name, "blk.%d.ffn_up.%d.weight", layer, e);
+        tiny_matrix(m, name, 3, TINY_EXPERT_FF, TINY_EMBD, false);
+        snprintf(name, sizeof name, "blk.%d.ffn_down.%d.weight", layer, e);
+        tiny_matrix(m, name, 3, TINY_EMBD, TINY_EXPERT_FF, true);
+    }
+}
+
 static void tiny_layer(tiny_model *m, int layer) {
     const uint32_t n_q = TINY_HEADS * TINY_HEAD_DIM, n_kv = TINY_KV_HEADS * TINY_HEAD_DIM;
     const struct {
@@ -288,11 +364,13 @@ static void tiny_layer(tiny_model *m, int layer) {
         {"ffn_gate", 4, TINY_FF, TINY_EMBD, false}, {"ffn_up", 3, TINY_FF, TINY_EMBD, false},
         {"ffn_down", 4, TINY_EMBD, TINY_FF, true},
     };
+    static const char *const norms[] = {"attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm"};
+    bool mixture = tiny_families[m->family].experts && layer == 1;
     char name[64];
-    snprintf(name, sizeof name, "blk.%d.attn_norm.weight", layer);
-    tiny_vector(m, name, TINY_EMBD, 1);
-    snprintf(name, sizeof name, "blk.%d.ffn_norm.weight", layer);
-    tiny_vector(m, name, TINY_EMBD, 1);
+    for (int i = 0; i < (tiny_families[m->family].local_rope ? 4 : 2); i++) {
+        snprintf(name, sizeof name, "blk.%d.%s", layer, norms[i]);
+        tiny_norm(m, name, TINY_EMBD);
+    }
     for (int i = 0; i < 2 && tiny_families[m->family].qk_norm; i++) {
         snprintf(name, sizeof name, "blk.%d.attn_%c_norm.weight", layer, "qk"[i]);
         tiny_vector(m, name, TINY_HEAD_DIM, 1);
@@ -301,9 +379,13 @@ static void tiny_layer(tiny_model *m, int layer) {
     if (layer == 1)
         tiny_vector(m, name, n_q, 0);
     for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++) {
+        if (i >= 4 && (mixture || (i == 4 && tiny_families[m->family].opt)))
+            continue;
         snprintf(name, sizeof name, "blk.%d.%s.weight", layer, matrices[i].name);
         tiny_matrix(m, name, matrices[i].bits, matrices[i].n_out, matrices[i].n_in, matrices[i].sparse);
     }
+    if (mixture)
+        tiny_experts(m, layer);
 }
 
 /* ---- the model ---------------------------------------------------------------------------------- */
@@ -311,8 +393,15 @@ static void tiny_layer(tiny_model *m, int layer) {
 static void tiny_create(tiny_model *m, tiny_family family) {
     *m = (tiny_model){.family = family, .random = 1};
     tiny_keys(m);
-    tiny_q8_0(m, "token_embd.weight", TINY_VOCAB, TINY_EMBD);
-    tiny_vector(m, "output_norm.weight", TINY_EMBD, 1);
+    if (tiny_families[family].opt) {
+        tiny_q8_0(m, "token_embd.weight", TINY_VOCAB, TINY_TOKEN_EMBD);
+        tiny_q8_0(m, "token_embd_in.weight", TINY_EMBD, TINY_TOKEN_EMBD);
+        tiny_q8_0(m, "token_embd_out.weight", TINY_TOKEN_EMBD, TINY_EMBD);
+        tiny_q8_0(m, "position_embd.weight", TINY_CTX, TINY_EMBD);
+    } else {
+        tiny_q8_0(m, "token_embd.weight", TINY_VOCAB, TINY_EMBD);
+        tiny_norm(m, "output_norm", TINY_EMBD);
+    }
     if (tiny_families[family].long_rope) {
         tiny_vector(m, "rope_factors_short.weight", TINY_HEAD_DIM / 2, 1);
         tiny_vector(m, "rope_factors_long.weight", TINY_HEAD_DIM / 2, 4);
