@@ -51,10 +51,9 @@ struct sq_run {
     sq_rows expert_gate, expert_up; /* [n_ff_expert] */
     sq_rows cos[SQ_N_ROPES];        /* [n_rot / 2], of the token's position, times the table's scale */
     sq_rows sin[SQ_N_ROPES];
-    float *private_h;                  /* [n_threads, sq_pad(n_embd)] */
-    float *scores;                     /* [n_threads, n_heads / n_kv_heads, sq_pad(n_ctx)] */
-    float *tiles;                      /* [n_threads, SQ_GEMM_ROWS, sq_pad(widest n_in)] */
-    size_t scores_floats, tile_floats; /* of one thread */
+    float *private_h;   /* [n_threads, sq_pad(n_embd)] */
+    float *tiles;       /* [n_threads, SQ_GEMM_ROWS, sq_pad(widest n_in)] */
+    size_t tile_floats; /* of one thread */
 };
 
 struct sq_backend {
@@ -83,9 +82,9 @@ struct sq_backend {
 
 extern const sq_backend sq_backend_cpu;
 
-/* The CPU's activations. Bytes for runs in a session of n_ctx tokens on n_threads threads, and the
+/* The CPU's activations. Bytes for runs on n_threads threads, and the
  * buffers of `run` laid into `memory` [that many bytes, 64-byte aligned, zeroed]. */
-size_t sq_cpu_run_bytes(const sq_model *model, uint32_t n_ctx, uint32_t n_threads);
-void sq_cpu_run_init(sq_run *run, const sq_model *model, uint32_t n_ctx, uint32_t n_threads, void *memory);
+size_t sq_cpu_run_bytes(const sq_model *model, uint32_t n_threads);
+void sq_cpu_run_init(sq_run *run, const sq_model *model, uint32_t n_threads, void *memory);
 
 #endif

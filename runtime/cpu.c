@@ -46,7 +46,7 @@ static void experts_layout(sq_run *run, const sq_hparams *h, arena *a) {
     run->expert_up = arena_rows(a, n_places, h->n_ff_expert);
 }
 
-static void run_layout(sq_run *run, const sq_hparams *h, uint32_t n_ctx, uint32_t n_threads, arena *a) {
+static void run_layout(sq_run *run, const sq_hparams *h, uint32_t n_threads, arena *a) {
     size_t q_width = (size_t)h->n_heads * h->head_dim, kv_width = (size_t)h->n_kv_heads * h->head_dim;
     size_t widest = larger(larger(q_width, h->n_embd), larger(h->n_ff, h->n_ff_expert));
     run->x = arena_rows(a, SQ_RUN_TOKENS, h->n_embd);
@@ -65,22 +65,20 @@ static void run_layout(sq_run *run, const sq_hparams *h, uint32_t n_ctx, uint32_
     if (h->n_experts)
         experts_layout(run, h, a);
     run->private_h = arena_floats(a, n_threads * sq_pad(h->n_embd));
-    run->scores_floats = h->n_heads / h->n_kv_heads * sq_pad(n_ctx);
-    run->scores = arena_floats(a, n_threads * run->scores_floats);
     run->tile_floats = SQ_GEMM_ROWS * sq_pad(larger(widest, h->n_token_embd));
     run->tiles = arena_floats(a, n_threads * run->tile_floats);
 }
 
-size_t sq_cpu_run_bytes(const sq_model *model, uint32_t n_ctx, uint32_t n_threads) {
+size_t sq_cpu_run_bytes(const sq_model *model, uint32_t n_threads) {
     sq_run run;
     arena counter = {0};
-    run_layout(&run, &model->hparams, n_ctx, n_threads, &counter);
+    run_layout(&run, &model->hparams, n_threads, &counter);
     return counter.used;
 }
 
-void sq_cpu_run_init(sq_run *run, const sq_model *model, uint32_t n_ctx, uint32_t n_threads, void *memory) {
+void sq_cpu_run_init(sq_run *run, const sq_model *model, uint32_t n_threads, void *memory) {
     arena a = {memory, 0};
-    run_layout(run, &model->hparams, n_ctx, n_threads, &a);
+    run_layout(run, &model->hparams, n_threads, &a);
     run->model = model;
     run->backend = &sq_backend_cpu;
 }
@@ -245,39 +243,53 @@ static void cpu_rope_store(sq_run *run, uint32_t layer, uint32_t thread) {
         head -= h->n_heads;
         float *k = row_at(&run->k, t) + head * h->head_dim, *v = row_at(&run->v, t) + head * h->head_dim;
         head_position(run, l, &l->k_norm, t, k);
-        uint32_t position = run->position + t;
-        kernels->kv_store[run->kv->type](k, h->head_dim, sq_kv_key(run->kv, layer, head, position));
-        kernels->kv_store[run->kv->type](v, h->head_dim, sq_kv_value(run->kv, layer, head, position));
+        kernels->kv_store[run->kv->type](k, v, h->head_dim, run->position + t,
+                                         sq_kv_chain(run->kv, layer, head));
     }
     sq_pool_barrier(run->pool);
 }
 
-/* Query heads [first, last) of one token, group by group. */
-static void attend_heads(sq_run *run, uint32_t layer, uint32_t t, share heads, uint32_t thread) {
+/* Query heads [heads.first, heads.last), which share a KV head, of n_tokens tokens from the t-th on. */
+static void attend_heads(sq_run *run, uint32_t layer, share heads, uint32_t t, uint32_t n_tokens) {
     const sq_hparams *h = &run->model->hparams;
-    uint32_t n_group = h->n_heads / h->n_kv_heads, window = run->model->layers[layer].window;
-    uint32_t end = run->position + t + 1;
-    uint32_t start = window && end > window ? end - window : 0;
-    for (uint32_t head = heads.first; head < heads.last;) {
-        uint32_t kv_head = head / n_group, group_end = (kv_head + 1) * n_group;
-        uint32_t last = group_end < heads.last ? group_end : heads.last;
-        run->model->kernels->attend[run->kv->type](
-            row_at(&run->q, t) + head * h->head_dim, sq_kv_key(run->kv, layer, kv_head, start),
-            sq_kv_value(run->kv, layer, kv_head, start), end - start, last - head, h->head_dim, h->attn_scale,
-            h->attn_cap, run->scores + thread * run->scores_floats,
-            row_at(&run->attended, t) + head * h->head_dim);
-        head = last;
-    }
+    size_t at = (size_t)heads.first * h->head_dim;
+    sq_attention attention = {
+        .cache = sq_kv_chain(run->kv, layer, heads.first / (h->n_heads / h->n_kv_heads)),
+        .head_dim = h->head_dim,
+        .window = run->model->layers[layer].window,
+        .position = run->position + t,
+        .n_tokens = n_tokens,
+        .n_heads = heads.last - heads.first,
+        .scale = h->attn_scale,
+        .cap = h->attn_cap,
+        .q = row_at(&run->q, t) + at,
+        .out = row_at(&run->attended, t) + at,
+        .ldq = run->q.stride,
+        .ldo = run->attended.stride,
+    };
+    run->model->kernels->attend[run->kv->type](&attention);
 }
 
 static void cpu_attend(sq_run *run, uint32_t layer, uint32_t thread) {
-    uint32_t n_heads = run->model->hparams.n_heads;
+    const sq_hparams *h = &run->model->hparams;
+    uint32_t n_group = h->n_heads / h->n_kv_heads, n_threads = sq_pool_n_threads(run->pool);
     if (run->n_tokens == 1) {
-        attend_heads(run, layer, 0, share_of(run, n_heads, 1, thread), thread);
+        share mine = share_of(run, h->n_heads, 1, thread);
+        for (uint32_t head = mine.first, last; head < mine.last; head = last) {
+            last = (head / n_group + 1) * n_group;
+            last = last < mine.last ? last : mine.last;
+            attend_heads(run, layer, (share){head, last}, 0, 1);
+        }
     } else {
-        /* Later tokens see more: dealing them out in turn balances the work. */
-        for (uint32_t t = thread; t < run->n_tokens; t += sq_pool_n_threads(run->pool))
-            attend_heads(run, layer, t, (share){0, n_heads}, thread);
+        /* As many tokens at once as share a pass over a cache. Later tokens see more: dealing them out in
+         * turn balances the work. */
+        uint32_t n_at_once = n_group < SQ_ATTEND_ROWS ? SQ_ATTEND_ROWS / n_group : 1;
+        uint32_t n_units = (run->n_tokens + n_at_once - 1) / n_at_once * h->n_kv_heads;
+        for (uint32_t u = thread; u < n_units; u += n_threads) {
+            uint32_t t = u / h->n_kv_heads * n_at_once, first = u % h->n_kv_heads * n_group;
+            uint32_t n = run->n_tokens - t < n_at_once ? run->n_tokens - t : n_at_once;
+            attend_heads(run, layer, (share){first, first + n_group}, t, n);
+        }
     }
     sq_pool_barrier(run->pool);
 }

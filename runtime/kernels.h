@@ -1,6 +1,6 @@
-/* The operations of a forward pass on the CPU. lut.c, sparse.c and ops.c define each in plain C; x86_*.c
- * and arm_*.c replace entries by faster versions of the same functions. A table is chosen once, when a
- * model is opened.
+/* The operations of a forward pass on the CPU. lut.c, sparse.c, ops.c and attention.c define each in plain C;
+ * x86_*.c and arm_*.c replace entries by faster versions of the same functions. A table is chosen once, when
+ * a model is opened.
  *
  * Conventions: f32 throughout; [a, b] row-major; activation vectors follow sq_pad (tensor.h): readable
  * and zero up to the next multiple of 32, at addresses aligned to 64. Outputs are written exactly, no
@@ -17,8 +17,39 @@ typedef struct sq_type_kernels {
     void (*expand_row)(const sq_matrix *w, uint32_t row, float *out);
 } sq_type_kernels;
 
-/* KV cache element types. */
-typedef enum sq_kv_type { SQ_KV_F16, SQ_KV_F32, SQ_N_KV_TYPES } sq_kv_type;
+/* KV cache element types. Q8: i8 with f32 scales. */
+typedef enum sq_kv_type { SQ_KV_F16, SQ_KV_F32, SQ_KV_Q8, SQ_N_KV_TYPES } sq_kv_type;
+
+/* The cache of one KV head is a chain of blocks of SQ_KV_BLOCK positions, one after another in the order
+ * in which attention reads them:
+ *
+ *     scales  f32 [⌈head_dim / SQ_KEY_GROUP⌉, SQ_KV_BLOCK] of the keys, [SQ_KV_BLOCK] of the values; Q8 alone
+ *     keys    [head_dim, SQ_KV_BLOCK]: a vector of positions needs no sum over its lanes
+ *     values  [SQ_KV_BLOCK, head_dim]
+ *
+ * An element of Q8 is x / scale, rounded to nearest even, scale = max |x| / 127 over a value, or over
+ * SQ_KEY_GROUP components of a key: some components of keys are always much larger than the others. */
+enum { SQ_KV_BLOCK = 32, SQ_KEY_GROUP = 16 };
+
+/* Floats of scales in a block of Q8. */
+static inline size_t sq_kv_scales(uint32_t head_dim) {
+    return ((head_dim + SQ_KEY_GROUP - 1) / SQ_KEY_GROUP + 1) * (size_t)SQ_KV_BLOCK;
+}
+
+/* Attention of consecutive tokens, for the query heads that share one KV head:
+ *     out[t, h] = Σ_p softmax_p(softcap(scale · q[t, h] · k[p])) v[p]
+ * p runs over the positions that token t sees: itself and those before it, window in all where window is
+ * not 0. The result of a token and a head does not depend on which others are asked for with it. */
+typedef struct sq_attention {
+    const void *cache; /* chain of blocks; the positions of the tokens are stored */
+    uint32_t head_dim, window;
+    uint32_t position, n_tokens; /* of the first token; how many */
+    uint32_t n_heads;
+    float scale, cap; /* cap 0: no softcap */
+    const float *q;   /* head h of token t at q + t · ldq + h · head_dim */
+    float *out;       /* the same with ldo */
+    size_t ldq, ldo;
+} sq_attention;
 
 /* Of a feed-forward: silu(z) = z / (1 + exp(-z)); gelu(z) by its tanh form, (D. Hendrycks and K. Gimpel,
  * arXiv 1606.08415, section 2), z (1 + tanh(sqrt(2/pi) (z + 0.044715 z³))) / 2. */
@@ -56,19 +87,15 @@ typedef struct sq_kernels {
     /* x[i] *= factor */
     void (*scale)(float *x, float factor, uint32_t n);
 
-    /* Stores n f32 values into a cache of this type (round to nearest even). */
-    void (*kv_store[SQ_N_KV_TYPES])(const float *x, uint32_t n, void *cache);
-    /* One token's attention for the n_group query heads that share one KV head:
-     *     out[h] = Σ_p softmax_p(softcap(scale · q[h] · k[p])) v[p],  p in [0, n_pos)
-     * cap 0: no softcap.
-     * q, out: [n_group, head_dim]; k, v: cache [n_pos, head_dim] of this type, not padded;
-     * scores: scratch [n_group, sq_pad(n_pos)]. */
-    void (*attend[SQ_N_KV_TYPES])(const float *q, const void *k, const void *v, uint32_t n_pos,
-                                  uint32_t n_group, uint32_t head_dim, float scale, float cap, float *scores,
-                                  float *out);
+    /* Stores key and value [head_dim] of one position into a cache of this type. */
+    void (*kv_store[SQ_N_KV_TYPES])(const float *key, const float *value, uint32_t head_dim,
+                                    uint32_t position, void *cache);
+    void (*attend[SQ_N_KV_TYPES])(const sq_attention *attention);
 } sq_kernels;
 
 enum { SQ_GEMM_ROWS = 64 }; /* more rows read x less often, fewer fit the L2 cache */
+/* Rows (tokens · heads) that share a pass over a cache: their outputs and one block fit the L1 cache. */
+enum { SQ_ATTEND_ROWS = 32 };
 
 extern const sq_kernels sq_kernels_scalar;
 /* Present where the target is x86-64; fill what they replace, the rest from scalar. */

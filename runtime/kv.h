@@ -1,6 +1,5 @@
-/* The KV cache of one session: keys and values of every layer, KV head and position.
- * Layout: K [n_layers, n_kv_heads, n_ctx, head_dim], then V likewise, so that the attention of a head
- * streams. */
+/* The KV cache of one session: for every layer and KV head a chain of blocks (kernels.h), [n_layers,
+ * n_kv_heads, ⌈n_ctx / SQ_KV_BLOCK⌉], so that the attention of a head streams. */
 #ifndef SQ_KV_H
 #define SQ_KV_H
 
@@ -8,19 +7,18 @@
 
 typedef struct sq_kv {
     sq_kv_type type;
-    uint32_t n_ctx, n_kv_heads, head_dim;
-    size_t element_bytes;
-    uint8_t *keys, *values;
+    uint32_t n_kv_heads;
+    size_t chain_bytes;
+    uint8_t *memory;
 } sq_kv;
 
-/* "f16" or NULL, or "f32". */
+/* "f16" or NULL, "q8" or "f32". */
 sq_status sq_kv_parse(const char *name, sq_kv_type *type, sq_error *error);
 uint64_t sq_kv_bytes(const sq_hparams *hparams, sq_kv_type type, uint32_t n_ctx);
-/* `memory` holds sq_kv_bytes, zeroed, and outlives the cache. */
+/* `memory` holds sq_kv_bytes, zeroed, 64-byte aligned, and outlives the cache. */
 void sq_kv_init(sq_kv *kv, const sq_hparams *hparams, sq_kv_type type, uint32_t n_ctx, void *memory);
 
-/* The vectors of `head` in `layer` from `position` on, [.., head_dim]. */
-void *sq_kv_key(const sq_kv *kv, uint32_t layer, uint32_t head, uint32_t position);
-void *sq_kv_value(const sq_kv *kv, uint32_t layer, uint32_t head, uint32_t position);
+/* The blocks of `head` in `layer`. */
+void *sq_kv_chain(const sq_kv *kv, uint32_t layer, uint32_t head);
 
 #endif

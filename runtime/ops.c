@@ -101,71 +101,6 @@ static void scale(float *x, float factor, uint32_t n) {
     }
 }
 
-static void kv_store_f16(const float *x, uint32_t n, void *cache) {
-    for (uint32_t i = 0; i < n; i++) {
-        ((uint16_t *)cache)[i] = sq_f32_to_f16(x[i]);
-    }
-}
-
-static void kv_store_f32(const float *x, uint32_t n, void *cache) {
-    memcpy(cache, x, n * sizeof *x);
-}
-
-typedef float kv_at(const void *cache, size_t i);
-
-static float f16_at(const void *cache, size_t i) {
-    return sq_f16_to_f32(((const uint16_t *)cache)[i]);
-}
-
-static float f32_at(const void *cache, size_t i) {
-    return ((const float *)cache)[i];
-}
-
-/* One query head; the largest score is subtracted, so that exp cannot overflow. */
-static inline void attend_head(const float *q, const void *k, const void *v, uint32_t n_pos,
-                               uint32_t head_dim, float scale, float cap, float *scores, float *out,
-                               kv_at *at) {
-    float max = -INFINITY, sum = 0;
-    for (uint32_t p = 0; p < n_pos; p++) {
-        scores[p] = 0;
-        for (uint32_t i = 0; i < head_dim; i++) {
-            scores[p] += q[i] * at(k, (size_t)p * head_dim + i);
-        }
-        scores[p] *= scale;
-        if (cap > 0) {
-            softcap(scores + p, cap, 1);
-        }
-        max = fmaxf(max, scores[p]);
-    }
-    memset(out, 0, head_dim * sizeof *out);
-    for (uint32_t p = 0; p < n_pos; p++) {
-        float weight = expf(scores[p] - max);
-        sum += weight;
-        for (uint32_t i = 0; i < head_dim; i++) {
-            out[i] += weight * at(v, (size_t)p * head_dim + i);
-        }
-    }
-    for (uint32_t i = 0; i < head_dim; i++) {
-        out[i] /= sum;
-    }
-}
-
-static void attend_f16(const float *q, const void *k, const void *v, uint32_t n_pos, uint32_t n_group,
-                       uint32_t head_dim, float scale, float cap, float *scores, float *out) {
-    for (size_t h = 0; h < n_group; h++) {
-        attend_head(q + h * head_dim, k, v, n_pos, head_dim, scale, cap, scores + h * sq_pad(n_pos),
-                    out + h * head_dim, f16_at);
-    }
-}
-
-static void attend_f32(const float *q, const void *k, const void *v, uint32_t n_pos, uint32_t n_group,
-                       uint32_t head_dim, float scale, float cap, float *scores, float *out) {
-    for (size_t h = 0; h < n_group; h++) {
-        attend_head(q + h * head_dim, k, v, n_pos, head_dim, scale, cap, scores + h * sq_pad(n_pos),
-                    out + h * head_dim, f32_at);
-    }
-}
-
 static bool supported(void) {
     return true;
 }
@@ -190,6 +125,6 @@ const sq_kernels sq_kernels_scalar = {
     .rope = rope,
     .add = add,
     .scale = scale,
-    .kv_store = {[SQ_KV_F16] = kv_store_f16, [SQ_KV_F32] = kv_store_f32},
-    .attend = {[SQ_KV_F16] = attend_f16, [SQ_KV_F32] = attend_f32},
+    .kv_store = {[SQ_KV_F16] = sq_kv_store_f16, [SQ_KV_F32] = sq_kv_store_f32, [SQ_KV_Q8] = sq_kv_store_q8},
+    .attend = {[SQ_KV_F16] = sq_attend_f16, [SQ_KV_F32] = sq_attend_f32, [SQ_KV_Q8] = sq_attend_q8},
 };

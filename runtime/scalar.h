@@ -26,6 +26,14 @@ void sq_q8_0_expand_row(const sq_matrix *w, uint32_t row, float *out);
 float sq_sparse_dot(const sq_matrix *w, uint32_t row, const float *x);
 void sq_sparse_add(const sq_matrix *w, uint32_t row, float *out);
 
+/* attention.c */
+void sq_kv_store_f16(const float *key, const float *value, uint32_t head_dim, uint32_t position, void *cache);
+void sq_kv_store_f32(const float *key, const float *value, uint32_t head_dim, uint32_t position, void *cache);
+void sq_kv_store_q8(const float *key, const float *value, uint32_t head_dim, uint32_t position, void *cache);
+void sq_attend_f16(const sq_attention *attention);
+void sq_attend_f32(const sq_attention *attention);
+void sq_attend_q8(const sq_attention *attention);
+
 /* kernels.c: the instructions that x86_avx2.c and x86_avx512.c are compiled for. */
 bool sq_cpu_has_avx2(void);
 bool sq_cpu_has_avx512(void);

@@ -40,7 +40,7 @@ static sq_status context_choose(const sq_model *model, uint32_t asked, uint32_t 
 static sq_status memory_create(sq_session *s, sq_kv_type kv, uint32_t n_threads, sq_error *error) {
     const sq_hparams *h = &s->model->hparams;
     size_t kv_bytes = round_up(sq_kv_bytes(h, kv, s->n_ctx));
-    size_t run_bytes = round_up(sq_cpu_run_bytes(s->model, s->n_ctx, n_threads));
+    size_t run_bytes = round_up(sq_cpu_run_bytes(s->model, n_threads));
     size_t token_bytes = round_up(s->n_ctx * sizeof(sq_token));
     size_t logit_bytes = round_up(h->n_vocab * sizeof(float));
     s->memory_bytes = kv_bytes + run_bytes + token_bytes + logit_bytes;
@@ -54,7 +54,7 @@ static sq_status memory_create(sq_session *s, sq_kv_type kv, uint32_t n_threads,
     }
     uint8_t *at = s->memory;
     sq_kv_init(&s->kv, h, kv, s->n_ctx, at);
-    sq_cpu_run_init(&s->run, s->model, s->n_ctx, n_threads, at += kv_bytes);
+    sq_cpu_run_init(&s->run, s->model, n_threads, at += kv_bytes);
     s->tokens = (sq_token *)(at += run_bytes);
     s->logits = (float *)(at + token_bytes);
     return SQ_OK;

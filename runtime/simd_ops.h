@@ -3,8 +3,6 @@
  *
  *   vi                    vectors of W int32_t
  *   vf_min vf_max         the second operand where one is a NaN
- *   vf_store_f16_n        rounded to nearest even
- *   VALUE_VECTORS         vectors of the output that attention keeps per head, 4 heads at a time
  */
 #ifndef SQ_SIMD_OPS_H
 #define SQ_SIMD_OPS_H
@@ -20,6 +18,17 @@ SQ_INLINE uint32_t lanes(uint32_t n, uint32_t i) {
 
 SQ_INLINE float vf_sum(vf v) {
     return vf_sums((const vf[4]){v, vf_zero(), vf_zero(), vf_zero()})[0];
+}
+
+/* The largest lane. */
+SQ_INLINE float vf_top(vf v) {
+    float lane[W];
+    vf_store(lane, v);
+    for (int i = 4; i < W; i++) { /* four side by side */
+        lane[i % 4] = lane[i] > lane[i % 4] ? lane[i] : lane[i % 4];
+    }
+    float a = lane[0] > lane[1] ? lane[0] : lane[1], b = lane[2] > lane[3] ? lane[2] : lane[3];
+    return a > b ? a : b;
 }
 
 /* e^x = 2^whole (1 + factor · r). */
@@ -157,182 +166,6 @@ static void scale(float *x, float factor, uint32_t n) {
         uint32_t m = lanes(n, i);
         vf_store_n(x + i, vf_load_n(x + i, m) * vf_set1(factor), m);
     }
-}
-
-static void kv_store_f16(const float *x, uint32_t n, void *cache) {
-    for (uint32_t i = 0; i < n; i += W) {
-        uint32_t m = lanes(n, i);
-        vf_store_f16_n((uint16_t *)cache + i, vf_load_n(x + i, m), m);
-    }
-}
-
-static void kv_store_f32(const float *x, uint32_t n, void *cache) {
-    memcpy(cache, x, n * sizeof *x);
-}
-
-/* ---- attention -------------------------------------------------------------------------------- */
-
-/* An f16 or f32 cache is read as the rows of a matrix are: f16_load, f32_load and their _n. */
-typedef struct kv_loads {
-    load_weights *load;
-    load_n_weights *load_n;
-} kv_loads;
-
-SQ_INLINE vf kv_load(kv_loads kv, const void *row, uint32_t i, uint32_t n) {
-    return n == W ? kv.load(row, i) : kv.load_n(row, i, n);
-}
-
-/* sums[h][j] += q[h, i…] · keys[j][i…] over n lanes, for 4 keys. */
-SQ_INLINE void score_step(kv_loads kv, const float *q, const uint8_t *const *keys, uint32_t head_dim,
-                          uint32_t i, uint32_t n, int n_heads, vf (*sums)[4]) {
-    vf ks[4];
-    for (int j = 0; j < 4; j++) {
-        ks[j] = kv_load(kv, keys[j], i, n);
-    }
-    for (int h = 0; h < n_heads; h++) {
-        const float *qh = q + (size_t)h * head_dim + i;
-        vf qs = n == W ? vf_load(qh) : vf_load_n(qh, n);
-        for (int j = 0; j < 4; j++) {
-            sums[h][j] = vf_fma(qs, ks[j], sums[h][j]);
-        }
-    }
-}
-
-/* scores[h, p] = scale · q[h] · k[p]; written in fours, past n_pos too (scores are padded). */
-SQ_INLINE void attend_scores(kv_loads kv, const float *q, const uint8_t *k, size_t row_bytes, uint32_t n_pos,
-                             int n_heads, uint32_t head_dim, float scale, float *scores) {
-    for (uint32_t p = 0; p < n_pos; p += 4) {
-        vf sums[4][4];
-        const uint8_t *keys[4];
-        for (uint32_t j = 0; j < 4; j++) {
-            keys[j] = k + row_bytes * (p + j < n_pos ? p + j : n_pos - 1);
-        }
-        for (int h = 0; h < n_heads; h++) {
-            for (int j = 0; j < 4; j++) {
-                sums[h][j] = vf_zero();
-            }
-        }
-        uint32_t i = 0;
-        for (; i + W <= head_dim; i += W) {
-            score_step(kv, q, keys, head_dim, i, W, n_heads, sums);
-        }
-        if (i < head_dim) {
-            score_step(kv, q, keys, head_dim, i, head_dim - i, n_heads, sums);
-        }
-        for (int h = 0; h < n_heads; h++) {
-            v4 totals = scale * vf_sums(sums[h]);
-            memcpy(scores + h * sq_pad(n_pos) + p, &totals, sizeof totals);
-        }
-    }
-}
-
-/* scores[p] becomes exp(scores[p] - max), zero past n_pos; returns the sum. */
-static float exp_scores(float *scores, uint32_t n_pos) {
-    vf max = vf_set1(-INFINITY), sum = vf_zero();
-    for (uint32_t p = n_pos; p < sq_pad(n_pos); p++) {
-        scores[p] = -INFINITY;
-    }
-    for (uint32_t p = 0; p < n_pos; p += W) {
-        max = vf_max(max, vf_load(scores + p));
-    }
-    float lane[W], top = -INFINITY;
-    vf_store(lane, max);
-    for (int i = 0; i < W; i++) {
-        top = lane[i] > top ? lane[i] : top;
-    }
-    for (uint32_t p = 0; p < n_pos; p += W) {
-        vf e = vf_exp(vf_load(scores + p) - vf_set1(top));
-        vf_store(scores + p, e);
-        sum += e;
-    }
-    return vf_sum(sum);
-}
-
-/* out[h, c…] = Σ_p weights[h, p] v[p, c…] / sums[h], over n_vectors vectors, or over n < W lanes of one. */
-SQ_INLINE void attend_columns(kv_loads kv, const float *weights, const float *totals, const uint8_t *v,
-                              size_t row_bytes, uint32_t n_pos, int n_heads, uint32_t head_dim, uint32_t c,
-                              int n_vectors, uint32_t n, float *out) {
-    vf sums[4][VALUE_VECTORS];
-    for (int h = 0; h < n_heads; h++) {
-        for (int i = 0; i < n_vectors; i++) {
-            sums[h][i] = vf_zero();
-        }
-    }
-    for (uint32_t p = 0; p < n_pos; p++, v += row_bytes) {
-        vf vs[VALUE_VECTORS];
-        for (int i = 0; i < n_vectors; i++) {
-            vs[i] = kv_load(kv, v, c + i * W, n);
-        }
-        for (int h = 0; h < n_heads; h++) {
-            vf weight = vf_set1(weights[h * sq_pad(n_pos) + p]);
-            for (int i = 0; i < n_vectors; i++) {
-                sums[h][i] = vf_fma(weight, vs[i], sums[h][i]);
-            }
-        }
-    }
-    for (int h = 0; h < n_heads; h++) {
-        for (int i = 0; i < n_vectors; i++) {
-            vf_store_n(out + (size_t)h * head_dim + c + i * W, sums[h][i] / vf_set1(totals[h]), n);
-        }
-    }
-}
-
-SQ_INLINE void attend_heads(kv_loads kv, const float *q, const uint8_t *k, const uint8_t *v, size_t row_bytes,
-                            uint32_t n_pos, int n_heads, uint32_t head_dim, float scale, float cap,
-                            float *scores, float *out) {
-    float totals[4];
-    attend_scores(kv, q, k, row_bytes, n_pos, n_heads, head_dim, scale, scores);
-    for (int h = 0; h < n_heads; h++) {
-        if (cap > 0) {
-            softcap(scores + h * sq_pad(n_pos), cap, n_pos);
-        }
-        totals[h] = exp_scores(scores + h * sq_pad(n_pos), n_pos);
-    }
-    uint32_t c = 0;
-    for (; c + VALUE_VECTORS * W <= head_dim; c += VALUE_VECTORS * W) {
-        attend_columns(kv, scores, totals, v, row_bytes, n_pos, n_heads, head_dim, c, VALUE_VECTORS, W, out);
-    }
-    for (; c + W <= head_dim; c += W) {
-        attend_columns(kv, scores, totals, v, row_bytes, n_pos, n_heads, head_dim, c, 1, W, out);
-    }
-    if (c < head_dim) {
-        attend_columns(kv, scores, totals, v, row_bytes, n_pos, n_heads, head_dim, c, 1, head_dim - c, out);
-    }
-}
-
-/* Up to four heads share each row of the cache that is loaded. */
-SQ_INLINE void attend(kv_loads kv, const float *q, const void *k, const void *v, size_t row_bytes,
-                      uint32_t n_pos, uint32_t n_group, uint32_t head_dim, float scale, float cap,
-                      float *scores, float *out) {
-    for (uint32_t left = n_group, n; left > 0; left -= n) {
-        n = left < 4 ? left : 4;
-        switch (n) {
-#define HEADS(n)                                                                                             \
-    case n:                                                                                                  \
-        attend_heads(kv, q, k, v, row_bytes, n_pos, n, head_dim, scale, cap, scores, out);                   \
-        break
-            HEADS(1);
-            HEADS(2);
-            HEADS(3);
-            HEADS(4);
-#undef HEADS
-        }
-        q += n * head_dim;
-        out += n * head_dim;
-        scores += n * sq_pad(n_pos);
-    }
-}
-
-static void attend_f16(const float *q, const void *k, const void *v, uint32_t n_pos, uint32_t n_group,
-                       uint32_t head_dim, float scale, float cap, float *scores, float *out) {
-    attend((kv_loads){f16_load, f16_load_n}, q, k, v, 2 * (size_t)head_dim, n_pos, n_group, head_dim, scale,
-           cap, scores, out);
-}
-
-static void attend_f32(const float *q, const void *k, const void *v, uint32_t n_pos, uint32_t n_group,
-                       uint32_t head_dim, float scale, float cap, float *scores, float *out) {
-    attend((kv_loads){f32_load, f32_load_n}, q, k, v, 4 * (size_t)head_dim, n_pos, n_group, head_dim, scale,
-           cap, scores, out);
 }
 
 #endif

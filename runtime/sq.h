@@ -90,7 +90,7 @@ typedef struct sq_model_info {
 
 void sq_model_get_info(const sq_model *model, sq_model_info *info);
 
-/* Bytes of KV cache of a session with n_ctx tokens. `kv` is "f16" (or NULL) or "f32". */
+/* Bytes of KV cache of a session with n_ctx tokens. `kv` is "f16" (or NULL), "q8" or "f32". */
 uint64_t sq_model_kv_bytes(const sq_model *model, uint32_t n_ctx, const char *kv);
 
 /* One matrix or vector as the model uses it. Strings live as long as the model. */
@@ -176,7 +176,7 @@ typedef struct sq_session sq_session;
 typedef struct sq_session_options {
     uint32_t n_ctx;     /* tokens the timeline can hold; 0: the trained context, at most 8192 */
     uint32_t n_threads; /* 0: one per physical core this process may use */
-    const char *kv;     /* KV cache: "f16" (or NULL) or "f32" */
+    const char *kv;     /* KV cache: "f16" (or NULL), "q8" or "f32" */
 } sq_session_options;
 
 /* `options` may be NULL. Everything a session needs is allocated here, nothing while it runs. */

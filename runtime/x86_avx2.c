@@ -6,6 +6,8 @@
 
 enum { W = 8, GEMV_ROWS = 2, VALUE_VECTORS = 2 };
 #define GEMM_TOKENS 3
+#define SCORE_ROWS  4
+#define VALUE_ROWS  4
 
 typedef __m256 vf;
 typedef __m128 v4;
@@ -133,6 +135,8 @@ static inline vu dwords_at(const dwords *d, vu index) {
 #include "simd_matrix.h"
 #include "simd_ops.h"
 
+#include "simd_attention.h"
+
 const sq_kernels sq_kernels_avx2 = {
     .name = "avx2",
     .supported = sq_cpu_has_avx2,
@@ -153,6 +157,6 @@ const sq_kernels sq_kernels_avx2 = {
     .rope = rope,
     .add = add,
     .scale = scale,
-    .kv_store = {[SQ_KV_F16] = kv_store_f16, [SQ_KV_F32] = kv_store_f32},
-    .attend = {[SQ_KV_F16] = attend_f16, [SQ_KV_F32] = attend_f32},
+    .kv_store = {[SQ_KV_F16] = kv_store_f16, [SQ_KV_F32] = kv_store_f32, [SQ_KV_Q8] = kv_store_q8},
+    .attend = {[SQ_KV_F16] = attend_f16, [SQ_KV_F32] = attend_f32, [SQ_KV_Q8] = attend_q8},
 };

@@ -5,6 +5,8 @@
 
 enum { W = 16, GEMV_ROWS = 4, VALUE_VECTORS = 4 };
 #define GEMM_TOKENS 6
+#define SCORE_ROWS  8
+#define VALUE_ROWS  4
 
 typedef __m512 vf;
 typedef __m128 v4;
@@ -116,6 +118,8 @@ static inline vu dwords_at(const dwords *d, vu index) {
 #include "simd_matrix.h"
 #include "simd_ops.h"
 
+#include "simd_attention.h"
+
 const sq_kernels sq_kernels_avx512 = {
     .name = "avx512",
     .supported = sq_cpu_has_avx512,
@@ -136,6 +140,6 @@ const sq_kernels sq_kernels_avx512 = {
     .rope = rope,
     .add = add,
     .scale = scale,
-    .kv_store = {[SQ_KV_F16] = kv_store_f16, [SQ_KV_F32] = kv_store_f32},
-    .attend = {[SQ_KV_F16] = attend_f16, [SQ_KV_F32] = attend_f32},
+    .kv_store = {[SQ_KV_F16] = kv_store_f16, [SQ_KV_F32] = kv_store_f32, [SQ_KV_Q8] = kv_store_q8},
+    .attend = {[SQ_KV_F16] = attend_f16, [SQ_KV_F32] = attend_f32, [SQ_KV_Q8] = attend_q8},
 };

@@ -254,7 +254,7 @@ int main(int argc, char **argv) {
         {"-n", OPTION_U32, &b.n_generated, 1, 1 << 24, "TOKENS", "tokens generated, default 128"},
         {"-r", OPTION_U32, &b.n_rounds, 1, 10000, "ROUNDS", "how often, default 5"},
         {"--threads", OPTION_U32, &session.n_threads, 1, 1024, "NUMBER", "default: one per processor core"},
-        {"--kv", OPTION_CHOICE, &b.kv, 0, 0, "f16|f32", "precision of the KV cache, default f16"},
+        {"--kv", OPTION_CHOICE, &b.kv, 0, 0, "f16|q8|f32", "precision of the KV cache, default f16"},
         {"--json", OPTION_FLAG, &json, 0, 0, NULL, "print JSON"},
     };
     const tool t = {

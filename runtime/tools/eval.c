@@ -189,7 +189,7 @@ int main(int argc, char **argv) {
         {"--ctx", OPTION_U32, &session.n_ctx, 2, INT32_MAX, "TOKENS",
          "window; default: 2048, or what the model was trained for if that is less"},
         {"--threads", OPTION_U32, &session.n_threads, 1, 1024, "NUMBER", "default: one per processor core"},
-        {"--kv", OPTION_CHOICE, &session.kv, 0, 0, "f16|f32", "precision of the KV cache, default f16"},
+        {"--kv", OPTION_CHOICE, &session.kv, 0, 0, "f16|q8|f32", "precision of the KV cache, default f16"},
         {"--json", OPTION_FLAG, &json, 0, 0, NULL, "print JSON"},
     };
     const tool t = {

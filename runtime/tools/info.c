@@ -246,7 +246,7 @@ int main(int argc, char **argv) {
     const option options[] = {
         {"--ctx", OPTION_U32, &r.n_ctx, 1, INT32_MAX, "TOKENS",
          "context for the memory figure; default: what the model was trained for"},
-        {"--kv", OPTION_CHOICE, &r.kv, 0, 0, "f16|f32", "precision of the KV cache, default f16"},
+        {"--kv", OPTION_CHOICE, &r.kv, 0, 0, "f16|q8|f32", "precision of the KV cache, default f16"},
         {"--json", OPTION_FLAG, &json, 0, 0, NULL, "print JSON, with every tensor on its own"},
     };
     const tool t = {.name = tool_name,

@@ -181,7 +181,7 @@ int main(int argc, char **argv) {
         {"--ctx", OPTION_U32, &a.session.n_ctx, 1, INT32_MAX, "TOKENS",
          "how many tokens fit; default: what the model was trained for, at most 8192"},
         {"--threads", OPTION_U32, &a.session.n_threads, 1, 1024, "NUMBER", "default: one per processor core"},
-        {"--kv", OPTION_CHOICE, &a.session.kv, 0, 0, "f16|f32", "precision of the KV cache, default f16"},
+        {"--kv", OPTION_CHOICE, &a.session.kv, 0, 0, "f16|q8|f32", "precision of the KV cache, default f16"},
     };
     memcpy(rows + N_SETTINGS, others, sizeof others);
     const tool t = {.name = tool_name,

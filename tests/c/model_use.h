@@ -93,9 +93,9 @@ static sq_status model_use_memory(const void *data, size_t n_bytes, sq_error *er
     model_use_tokenizer(model, info.n_vocab);
     if (model_is_small(&info)) {
         model_use_rows(model);
-        status = model_use_session(model, info.n_vocab, "f16", error);
-        if (!status)
-            status = model_use_session(model, info.n_vocab, "f32", error);
+        static const char *const kvs[] = {"f16", "q8", "f32"};
+        for (int i = 0; i < 3 && !status; i++)
+            status = model_use_session(model, info.n_vocab, kvs[i], error);
     }
     sq_model_close(model);
     return status;

@@ -75,31 +75,6 @@ static void test_f16(void) {
     CHECK_EQ(sq_f32_to_f16(NAN) & 0x7e00, 0x7e00);
 }
 
-static void test_kv_store(void) {
-    for (int i = 0; i < N_SIZES; i++) {
-        uint32_t n = sizes[i];
-        guarded x = guard_alloc(n * sizeof(float)), half = guard_alloc(2 * n), same = guard_alloc(4 * n);
-        for (int s = 0; s < n_sets; s++) {
-            for (int round = 0; round < 20; round++) {
-                for (uint32_t k = 0; k < n; k++) { /* any bits at all, or what is stored in practice */
-                    uint32_t bits = (uint32_t)check_random(&seed);
-                    float f = random_float(8);
-                    memcpy((float *)x.data + k, round % 2 ? (void *)&bits : (void *)&f, sizeof bits);
-                }
-                sets[s]->kv_store[SQ_KV_F16](x.data, n, half.data);
-                sets[s]->kv_store[SQ_KV_F32](x.data, n, same.data);
-                for (uint32_t k = 0; k < n; k++) {
-                    CHECK_EQ(((uint16_t *)half.data)[k], sq_f32_to_f16(((float *)x.data)[k]));
-                }
-                CHECK(!memcmp(same.data, x.data, 4 * n));
-            }
-        }
-        guard_free(x);
-        guard_free(half);
-        guard_free(same);
-    }
-}
-
 /* ---- vectors ----------------------------------------------------------------------------------- */
 
 static void test_rms_norm(void) {
@@ -313,113 +288,6 @@ static void test_add_and_scale(void) {
     }
 }
 
-/* ---- attention --------------------------------------------------------------------------------- */
-
-typedef struct cache {
-    guarded stored;
-    float *values; /* what `stored` holds */
-} cache;
-
-static cache cache_create(sq_kv_type type, size_t n, float size) {
-    cache c = {guard_alloc(n * (type == SQ_KV_F16 ? 2 : 4)), malloc(n * sizeof(float))};
-    for (size_t i = 0; i < n; i++) {
-        float f = random_float(size);
-        if (type == SQ_KV_F16) {
-            uint16_t h = ((uint16_t *)c.stored.data)[i] = sq_f32_to_f16(f);
-            f = sq_f16_to_f32(h);
-        } else {
-            ((float *)c.stored.data)[i] = f;
-        }
-        c.values[i] = f;
-    }
-    return c;
-}
-
-static void cache_free(cache c) {
-    guard_free(c.stored);
-    free(c.values);
-}
-
-/* One head in double: `expected` [head_dim], and an error that f32 scores may cause. */
-static double attend_reference(const float *q, const float *k, const float *v, uint32_t n_pos, uint32_t dim,
-                               float scale, float cap, double *expected) {
-    double *scores = malloc(n_pos * sizeof *scores), max = -INFINITY, sum = 0, magnitude = 0;
-    memset(expected, 0, dim * sizeof *expected);
-    for (uint32_t p = 0; p < n_pos; p++) {
-        double size = 0;
-        scores[p] = 0;
-        for (uint32_t i = 0; i < dim; i++) {
-            scores[p] += (double)q[i] * k[(size_t)p * dim + i] * scale;
-            size += fabs((double)q[i] * k[(size_t)p * dim + i] * scale);
-        }
-        scores[p] = cap > 0 ? cap * tanh(scores[p] / cap) : scores[p];
-        max = fmax(max, scores[p]);
-        magnitude = fmax(magnitude, size);
-    }
-    for (uint32_t p = 0; p < n_pos; p++) {
-        double weight = exp(scores[p] - max);
-        sum += weight;
-        for (uint32_t i = 0; i < dim; i++) {
-            expected[i] += weight * v[(size_t)p * dim + i];
-        }
-    }
-    for (uint32_t i = 0; i < dim; i++) {
-        expected[i] /= sum;
-    }
-    free(scores);
-    return 0x1p-24 * (8 + 2 * magnitude);
-}
-
-static void check_attend(sq_kv_type type, uint32_t n_pos, uint32_t n_group, uint32_t dim, float size,
-                         float cap) {
-    size_t n = (size_t)n_pos * dim;
-    float scale = 1 / sqrtf((float)dim);
-    double *expected = malloc(dim * sizeof *expected);
-    cache k = cache_create(type, n, size), v = cache_create(type, n, 1);
-    guarded q = random_floats(n_group * dim, size), out = guard_alloc(sizeof(float) * n_group * dim),
-            scores = guard_alloc(sizeof(float) * n_group * sq_pad(n_pos));
-    for (int s = 0; s < n_sets; s++) {
-        sets[s]->attend[type](q.data, k.stored.data, v.stored.data, n_pos, n_group, dim, scale, cap,
-                              scores.data, out.data);
-        for (uint32_t h = 0; h < n_group; h++) {
-            const float *found = (float *)out.data + h * dim;
-            double tolerance = attend_reference((float *)q.data + h * dim, k.values, v.values, n_pos, dim,
-                                                scale, cap, expected);
-            double worst = 0;
-            for (uint32_t i = 0; i < dim; i++) {
-                worst = fmax(worst, isnan(found[i]) ? INFINITY : fabs(found[i] - expected[i]));
-            }
-            CHECK_SAY(worst <= tolerance, "%s %s: head %u of %u, %u positions, %u dims: off by %g, not %g",
-                      sets[s]->name, type == SQ_KV_F16 ? "f16" : "f32", h, n_group, n_pos, dim, worst,
-                      tolerance);
-        }
-    }
-    cache_free(k);
-    cache_free(v);
-    guard_free(q);
-    guard_free(out);
-    guard_free(scores);
-    free(expected);
-}
-
-static void test_attend(void) {
-    static const uint32_t dims[] = {1, 8, 20, 32, 64, 80, 96, 100, 128, 256};
-    static const uint32_t positions[] = {1, 2, 3, 4, 5, 15, 31, 32, 33, 65, 300};
-    for (sq_kv_type type = 0; type < SQ_N_KV_TYPES; type++) {
-        for (size_t i = 0; i < sizeof dims / sizeof *dims; i++) {
-            for (size_t j = 0; j < sizeof positions / sizeof *positions; j++) {
-                check_attend(type, positions[j], 1 + (i + j) % 9, dims[i], 2, j % 2 ? 0 : 3);
-            }
-        }
-        for (uint32_t n_group = 1; n_group <= 17; n_group++) {
-            check_attend(type, 50, n_group, 64, 1, 0);
-        }
-        check_attend(type, 100, 3, 64, 60, 0); /* scores of thousands: exp must not overflow */
-        check_attend(type, 3000, 2, 64, 1, 0);
-        check_attend(type, 300, 3, 80, 60, 50);
-    }
-}
-
 int main(void) {
     static const char *const names[] = {"scalar", "avx2", "avx512"};
     for (int i = 0; i < 3; i++) {
@@ -428,7 +296,6 @@ int main(void) {
         }
     }
     RUN(test_f16);
-    RUN(test_kv_store);
     RUN(test_rms_norm);
     RUN(test_layer_norm);
     RUN(test_silu_mul);
@@ -437,6 +304,5 @@ int main(void) {
     RUN(test_softcap);
     RUN(test_rope);
     RUN(test_add_and_scale);
-    RUN(test_attend);
     return check_report();
 }

@@ -82,7 +82,7 @@ def test_wrong_command_line(tool: Tool, name: str) -> None:
         (["--seed", "18446744073709551616"], ["18446744073709551615"]),
         (["--ctx", "0"], ["from 1"]),
         (["--threads", ""], ["--threads"]),
-        (["--kv", "f"], ["f16|f32"]),
+        (["--kv", "f"], ["f16|q8|f32"]),
         (["--raw=yes"], ["expected no value"]),
         (["-n"], ["expected a value"]),
         (["--raw", "--system", "x", "-p", "y"], ["--system", "--raw"]),
@@ -215,11 +215,13 @@ def report(*command: object) -> dict[str, Any]:
 
 
 def test_info(tool: Tool, stories4: Path, stories_chat: Path) -> None:
-    found = report(tool("sq-info"), stories4, "--ctx", 100)
+    found = report(tool("sq-info"), stories4, "--ctx", 128)
     assert found["architecture"] == "llama"
     assert found["file_bytes"] == stories4.stat().st_size
-    assert found["kv_bytes"] == 100 * 5 * 2 * 4 * 8 * 2, "tokens, layers, K and V, heads, head size, bytes"
-    assert report(tool("sq-info"), stories4, "--ctx", 100, "--kv", "f32")["kv_bytes"] == 2 * found["kv_bytes"]
+    assert found["kv_bytes"] == 128 * 5 * 2 * 4 * 8 * 2, "tokens, layers, K and V, heads, head size, bytes"
+    for n, kv, n_bytes in ((97, "f16", 8 * 2), (128, "f32", 8 * 4), (128, "q8", 8 + 4)):
+        less = report(tool("sq-info"), stories4, "--ctx", n, "--kv", kv)
+        assert less["kv_bytes"] == 128 * 5 * 2 * 4 * n_bytes, "blocks of 32 tokens; q8 with scales"
     tensors = found["tensors"]
     assert found["weight_bytes"] == sum(t["bytes"] for t in tensors)
     assert found["memory_bytes"] == found["weight_bytes"] + found["kv_bytes"]
