@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arch import Kind, Tensor
+from .arch import Tensor, by_source
 from .checkpoint import Checkpoint, read_rows, row_blocks
 from .errors import ConvertError, first_line
-from .workfolder import write_atomically
+from .fisher import FisherFile
 
 DEFAULT_TEXT = "calibration.txt"
 SAVE_SECONDS = 20.0  # at least, between two savings of what has been summed so far
@@ -82,65 +82,6 @@ def choose_sequences(
     return ids[start : start + n_crops * seq_len].reshape(n_crops, seq_len)[crops]
 
 
-# ---- what has been summed so far -------------------------------------------------------
-
-
-class FisherFile:
-    """Fisher information on disk: a safetensors file whose metadata counts the sequences in it."""
-
-    def __init__(self, path: Path, tensors: Sequence[Tensor]) -> None:
-        self.path = path
-        self.matrices = [tensor for tensor in tensors if tensor.kind is Kind.MATRIX]
-
-    @property
-    def n_weights(self) -> int:
-        return sum(tensor.n_weights for tensor in self.matrices)
-
-    def n_sequences(self) -> int:
-        """How many sequences the file has summed; 0 where there is none."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self.path, framework="numpy") as file:
-                return int((file.metadata() or {})["sequences"])
-        except (FileNotFoundError, SafetensorError, KeyError, ValueError):
-            return 0
-
-    def split(self, sums: Any) -> dict[str, Any]:
-        """Views of a torch vector ``[n_weights]``: one a matrix, by its Hugging Face name."""
-        pieces = sums.split([tensor.n_weights for tensor in self.matrices])
-        return {
-            tensor.source: piece.view(tensor.shape)
-            for tensor, piece in zip(self.matrices, pieces, strict=True)
-        }
-
-    def read(self, name: str) -> NDArray[np.float32]:
-        """One matrix, by its GGUF name."""
-        from safetensors import safe_open
-
-        with safe_open(self.path, framework="numpy") as file:
-            values: NDArray[np.float32] = file.get_tensor(name)
-        return values
-
-    def write(self, sums: NDArray[np.float32], n_sequences: int) -> None:
-        """Saves ``sums`` ``[n_weights]``, the matrices one after the other, without a copy in memory."""
-        header: dict[str, Any] = {"__metadata__": {"sequences": str(n_sequences)}}
-        at = 0
-        for tensor in self.matrices:
-            end = at + 4 * tensor.n_weights
-            header[tensor.name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [at, end]}
-            at = end
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-
-        def write(path: Path) -> None:
-            with path.open("wb") as file:
-                file.write(struct.pack("<Q", len(text)) + text)
-                sums.tofile(file)
-
-        write_atomically(self.path, write)
-
-
 # ---- gradients -----------------------------------------------------------------------------
 
 
@@ -175,22 +116,20 @@ def sum_fisher(
 
     torch.set_num_threads(threads)
     done = fisher.n_sequences()
-    model = _load_model(checkpoint, tensors, device)
+    model = build_model(checkpoint, device)
+    parameters = dict(model.named_parameters())
+    fill(parameters, checkpoint, tensors)
     sums = torch.zeros(fisher.n_weights, dtype=torch.float32, device=device)
     targets = fisher.split(sums)
     for tensor in fisher.matrices if done else ():
-        targets[tensor.source].copy_(torch.from_numpy(fisher.read(tensor.name)))
-    _hook(model, targets)
+        targets[tensor.name].copy_(torch.from_numpy(fisher.read(tensor)))
+    square_gradients(parameters, fisher.matrices, targets)
 
     saved, cost = time.monotonic(), 0.0
     for number in range(done, len(sequences)):
         ids = torch.from_numpy(sequences[number : number + 1]).to(device)
         loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-        if not math.isfinite(loss.item()):
-            raise ConvertError(
-                f"The model's loss on calibration sequence {number + 1} is {loss.item()}: its weights are "
-                "damaged, or belong to another configuration."
-            )
+        check_loss(loss, number)
         loss.backward()
         advance()
         now = time.monotonic()
@@ -200,42 +139,69 @@ def sum_fisher(
             cost = saved - now
 
 
-def _load_model(checkpoint: Checkpoint, tensors: Sequence[Tensor], device: str) -> Any:
-    """The unmodified transformers model, tensor by tensor, so that the weights lie in memory once."""
+def build_model(checkpoint: Checkpoint, device: str) -> Any:
+    """The unmodified transformers model, in bf16 on a GPU, else in f32; its weights have no values yet."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    try:
-        with no_init_weights(), torch.device(device):
-            model = AutoModelForCausalLM.from_config(
-                checkpoint.config, dtype=torch.bfloat16 if device == "cuda" else torch.float32
-            )
-        model.tie_weights()
-        parameters = dict(model.named_parameters())
-        for tensor in tensors:
-            for start, stop in row_blocks(tensor.shape):
-                values = torch.from_numpy(read_rows(checkpoint, tensor, start, stop))
-                parameters[tensor.source].data[start:stop].copy_(values)
-    except torch.cuda.OutOfMemoryError as error:
-        raise ConvertError(
-            f"The GPU has too little memory for calibration ({first_line(error)}); use --device cpu."
-        ) from error
-    except KeyError as error:
-        raise ConvertError(f"{checkpoint.path}: transformers' model has no parameter {error}.") from error
+    with _gpu_memory(), no_init_weights(), torch.device(device):
+        model = AutoModelForCausalLM.from_config(
+            checkpoint.config, dtype=torch.bfloat16 if device == "cuda" else torch.float32
+        )
+    model.tie_weights()
     model.requires_grad_(False)
     return model.eval()
 
 
-def _hook(model: Any, targets: Mapping[str, Any]) -> None:
-    """Adds the square of each matrix's gradient to its target as soon as it is known, and frees it."""
-    parameters = dict(model.named_parameters())
-    for name, target in targets.items():
+def fill(parameters: Mapping[str, Any], checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> None:
+    """Reads weights into a model's parameters, a few rows at a time, so that they lie in memory once."""
+    import torch
 
-        def add_square(parameter: Any, target: Any = target) -> None:
-            gradient = parameter.grad.float()
-            target.addcmul_(gradient, gradient)
+    with _gpu_memory():
+        for tensor in tensors:
+            if tensor.source not in parameters:
+                raise ConvertError(
+                    f"{checkpoint.path}: transformers' model has no parameter {tensor.source}."
+                )
+            weights = parameters[tensor.source].data[tensor.rows]
+            for start, stop in row_blocks(tensor.shape):
+                weights[start:stop].copy_(torch.from_numpy(read_rows(checkpoint, tensor, start, stop)))
+
+
+def check_loss(loss: Any, number: int) -> None:
+    """Raises ConvertError where the loss on a sequence is no number."""
+    if not math.isfinite(loss.item()):
+        raise ConvertError(
+            f"The model's loss on calibration sequence {number + 1} is {loss.item()}: its weights are "
+            "damaged, or belong to another configuration."
+        )
+
+
+def square_gradients(
+    parameters: Mapping[str, Any], matrices: Sequence[Tensor], targets: Mapping[str, Any]
+) -> None:
+    """Has the square of each matrix's gradient added to its target as soon as it is known, and frees it."""
+    for source, parts in by_source(matrices).items():
+
+        def add_square(parameter: Any, parts: Sequence[Tensor] = parts) -> None:
+            for tensor in parts:
+                gradient = parameter.grad[tensor.rows].float()
+                targets[tensor.name].addcmul_(gradient, gradient)
             parameter.grad = None
 
-        parameters[name].requires_grad_(True)
-        parameters[name].register_post_accumulate_grad_hook(add_square)
+        parameters[source].requires_grad_(True)
+        parameters[source].register_post_accumulate_grad_hook(add_square)
+
+
+@contextmanager
+def _gpu_memory() -> Iterator[None]:
+    """Says in a sentence that the GPU's memory is too small."""
+    import torch
+
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise ConvertError(
+            f"The GPU has too little memory for calibration ({first_line(error)}); use --device cpu."
+        ) from error

@@ -16,17 +16,8 @@ from .errors import ConvertError, UsageError
 from .options import METHODS, Options
 from .progress import Progress
 
-_QUANTIZING = (
-    "bits",
-    "outliers",
-    "sensitive",
-    "method",
-    "calibration",
-    "samples",
-    "seq_len",
-    "seed",
-    "device",
-)
+_CALIBRATING = ("calibration", "samples", "seq_len", "seed", "device")
+_QUANTIZING = ("bits", "outliers", "sensitive", "method", "fisher", *_CALIBRATING)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="text or JSONL to calibrate on (one inside the package)",
     )
+    add("--fisher", type=Path, metavar="FOLDER", help="a gradient checkpoint; nothing is calibrated")
     add("--samples", type=int, default=100, metavar="N", help="calibration sequences (100)")
     add("--seq-len", type=int, default=512, metavar="N", help="tokens of a calibration sequence (512)")
     add("--seed", type=int, default=0, metavar="N", help="chooses the calibration sequences (0)")
@@ -155,13 +147,21 @@ def _options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Optio
         threads=args.threads,
         head_bits=args.head_bits or (8 if quantizes else 16),
         config=args.config,
+        fisher=args.fisher,
     )
     if options.config and not options.packed:
         raise UsageError("--config belongs to a packed checkpoint (sq-*.pt); other models have their own.")
-    for name in _QUANTIZING if options.packed else ():
+    if options.fisher and not (options.uses_fisher or options.packed):
+        raise UsageError("--fisher needs --method squeezellm and 3 or 4 bits; nothing else looks at it.")
+    refused: tuple[str, ...] = ()
+    reason = ""
+    if options.packed:
+        refused, reason = _QUANTIZING, f"{args.model.name} is quantized already; it stays as it is."
+    elif options.fisher:
+        refused, reason = _CALIBRATING, "--fisher takes the place of calibration."
+    for name in refused:
         if getattr(args, name) != parser.get_default(name):
-            option = name.replace("_", "-")
-            raise UsageError(f"--{option}: {args.model.name} is quantized already; it stays as it is.")
+            raise UsageError(f"--{name.replace('_', '-')}: {reason}")
     return options
 
 

@@ -20,6 +20,7 @@ class Options:
     outliers: float = 0.45  # percent
     sensitive: float = 0.05  # percent
     method: str = "squeezellm"
+    fisher: Path | None = None  # a gradient checkpoint, in place of calibration
     calibration: Path | None = None  # None: the text inside the package
     samples: int = 100
     seq_len: int = 512
@@ -38,5 +39,10 @@ class Options:
         return self.model.suffix in PACKED_SUFFIXES and not self.model.is_dir()
 
     @property
-    def calibrates(self) -> bool:
+    def uses_fisher(self) -> bool:
+        """Whether sensitivities weight the clustering."""
         return self.quantizes and self.method == "squeezellm" and not self.packed
+
+    @property
+    def calibrates(self) -> bool:
+        return self.uses_fisher and self.fisher is None

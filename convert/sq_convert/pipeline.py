@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from . import __version__, plan, writer
 from .arch import Kind, Tensor
-from .calibrate import FisherFile, choose_device, choose_sequences, read_text, sum_fisher
+from .blocks import FLOW_FILES, BlockCalibration
+from .calibrate import choose_device, choose_sequences, read_text, sum_fisher
 from .checkpoint import Checkpoint, check_tensors, open_checkpoint, read_rows, read_tensor, row_blocks
 from .errors import ConvertError
+from .fisher import Fisher, FisherFile, FisherFiles, GradientFolder
 from .official import OfficialCheckpoint
 from .options import Options
 from .progress import Progress, duration, size
@@ -27,7 +29,7 @@ from .quantize import PARTS, Recipe, quantize_matrix
 from .sources import TokenizerSource, read_tokenizer
 from .workfolder import WorkFolder, hash_file, write_atomically
 
-STAGE_FILES = {"calibrate": ["fisher.safetensors"], "quantize": ["blk.*.safetensors"]}
+STAGE_FILES = {"calibrate": [*FisherFiles.PATTERNS, FLOW_FILES], "quantize": ["blk.*.safetensors"]}
 METHOD_COSTS = {
     "kmeans": "kmeans needs no calibration, but does not know which weights matter: without kept weights, "
     "SmolLM2-135M strays by a KL divergence of 1.01 at 4 bits and 3.99 at 3 bits; squeezellm by 0.41 "
@@ -50,14 +52,21 @@ class Job:
     device: str
     sequences: NDArray[np.int64] | None  # [samples, seq_len], where the method calibrates
     calibration: str  # squeezellm.calibration
+    gradients: GradientFolder | None  # with --fisher
 
     @property
     def matrices(self) -> list[Tensor]:
         return [tensor for tensor in self.tensors if tensor.kind is Kind.MATRIX]
 
     @property
-    def fisher(self) -> FisherFile:
-        return FisherFile(self.work.file("fisher.safetensors"), self.tensors)
+    def fisher_files(self) -> FisherFiles:
+        assert self.sequences is not None
+        return FisherFiles(self.work, self.tensors, len(self.sequences))
+
+    @property
+    def fisher(self) -> Fisher | None:
+        """The sensitivities, where the method uses any."""
+        return self.gradients or (self.fisher_files if self.options.calibrates else None)
 
     def block_file(self, block: int) -> Path:
         return self.work.file(f"blk.{block}.safetensors")
@@ -113,12 +122,19 @@ def _check(options: Options, progress: Progress) -> Job:
         )
     tokenizer = read_tokenizer(checkpoint)
     progress.say(f"check: {tokenizer.verdict}")
-    device, sequences, calibration = "cpu", None, ""
+    device, sequences, calibration, gradients = "cpu", None, "", None
+    if options.packed:
+        calibration = f"{options.model.name}, packed by the original SqueezeLLM"
+    if options.fisher:
+        gradients = GradientFolder(options.fisher, tensors)
+        calibration = f"gradient checkpoint {gradients.path.resolve().name}"
     if options.calibrates:
         device = choose_device(options.device)
         sequences, calibration = _calibration(options, checkpoint, tokenizer)
     work = WorkFolder(options.out)
-    return Job(options, progress, checkpoint, tensors, tokenizer, work, device, sequences, calibration)
+    return Job(
+        options, progress, checkpoint, tensors, tokenizer, work, device, sequences, calibration, gradients
+    )
 
 
 def _calibration(
@@ -146,11 +162,13 @@ def _calibration(
 def _descriptions(job: Job) -> dict[str, dict[str, Any]]:
     """What each stage's result depends on, for the manifest."""
     options = job.options
-    paths = job.checkpoint.files()
+    groups = {"": job.checkpoint.files(), "--fisher ": job.gradients.files() if job.gradients else []}
     inputs: dict[str, Any] = {}
-    with job.progress.stage("check", sum(path.stat().st_size for path in paths), "bytes") as step:
-        for path in paths:
-            inputs[path.name] = hash_file(path, step.advance)
+    n_bytes = sum(path.stat().st_size for paths in groups.values() for path in paths)
+    with job.progress.stage("check", n_bytes, "bytes") as step:
+        for prefix, paths in groups.items():
+            for path in paths:
+                inputs[prefix + path.name] = hash_file(path, step.advance)
     calibrate = {
         **inputs,
         "sq_convert": __version__,
@@ -174,23 +192,34 @@ def _descriptions(job: Job) -> dict[str, dict[str, Any]]:
 
 def _calibrate(job: Job) -> None:
     assert job.sequences is not None
-    done = job.fisher.n_sequences()
-    if done == len(job.sequences):
+    files = job.fisher_files
+    if files.complete():
         job.progress.say("calibrate: done already.")
-        return
+    elif plan.calibrates_in_blocks(job.options, job.checkpoint, job.tensors, job.device):
+        _calibrate_in_blocks(job, job.sequences, files)
+    else:
+        _calibrate_whole(job, job.sequences, files.whole)
+
+
+def _calibrate_whole(job: Job, sequences: NDArray[np.int64], file: FisherFile) -> None:
+    done = file.n_sequences()
     if done:
         job.progress.say(f"calibrate: going on after sequence {done}.")
-    with job.progress.stage("calibrate", len(job.sequences), "sequences") as step:
+    with job.progress.stage("calibrate", len(sequences), "sequences") as step:
         step.resume(done)
         sum_fisher(
-            job.checkpoint,
-            job.tensors,
-            job.sequences,
-            job.fisher,
-            job.device,
-            job.options.threads,
-            step.advance,
+            job.checkpoint, job.tensors, sequences, file, job.device, job.options.threads, step.advance
         )
+
+
+def _calibrate_in_blocks(job: Job, sequences: NDArray[np.int64], files: FisherFiles) -> None:
+    job.progress.say("calibrate: block by block, since the whole model does not fit into free memory.")
+    blocks = BlockCalibration(job.checkpoint, job.tensors, sequences, files, job.work, job.device)
+    if blocks.n_passes_done:
+        job.progress.say(f"calibrate: going on after pass {blocks.n_passes_done} of {blocks.n_passes}.")
+    with job.progress.stage("calibrate", blocks.n_passes, "passes") as step:
+        step.resume(blocks.n_passes_done)
+        blocks.run(job.options.threads, step.advance)
 
 
 def _quantize(job: Job) -> None:
@@ -220,7 +249,7 @@ def _quantize(job: Job) -> None:
 def _quantize_matrix(job: Job, tensor: Tensor, recipe: Recipe) -> dict[str, NDArray[Any]]:
     if isinstance(job.checkpoint, OfficialCheckpoint):
         return job.checkpoint.read_parts(tensor)
-    fisher = job.fisher.read(tensor.name) if job.options.calibrates else None
+    fisher = job.fisher.read(tensor) if job.fisher else None
     return quantize_matrix(read_tensor(job.checkpoint, tensor), fisher, recipe, job.options.threads)
 
 

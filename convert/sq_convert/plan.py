@@ -77,6 +77,23 @@ def memory_bytes(options: Options, checkpoint: Checkpoint, tensors: Sequence[Ten
     return TORCH_BYTES + peak
 
 
+def calibrates_in_blocks(
+    options: Options, checkpoint: Checkpoint, tensors: Sequence[Tensor], device: str
+) -> bool:
+    """Whether calibration has to run block by block, since the memory that is free now holds no more."""
+    return memory_bytes(options, checkpoint, tensors) > available_bytes(device)
+
+
+def available_bytes(device: str) -> int:
+    """Memory that a new process could have, of the GPU where ``device`` is one."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0])
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return 1024 * int(fields["MemAvailable"].split()[0])
+
+
 def quantization(options: Options) -> str:
     """The method in words."""
     if not options.quantizes:

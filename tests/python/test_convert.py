@@ -17,6 +17,7 @@ from conftest import Convert
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch_file
+from sq_convert import plan
 from sq_convert.cli import main
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -234,7 +235,6 @@ def test_dry_run_writes_nothing(stories: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 def test_dry_run_knows_the_size(stories: Path, stories16: Path, stories4: Path, tmp_path: Path) -> None:
-    from sq_convert import plan
     from sq_convert.checkpoint import check_tensors, open_checkpoint
     from sq_convert.options import Options
 
@@ -260,9 +260,11 @@ def test_the_same_seed_gives_the_same_bytes_on_any_number_of_threads(
 KILL = """
 import os, signal, sys
 import sq_convert.{module} as module
-from sq_convert import calibrate
+from sq_convert import calibrate, plan
 from sq_convert.cli import main
 calibrate.SAVE_SECONDS, calibrate.SAVE_SHARE = 0, 1e9  # save after every sequence
+if {in_blocks}:
+    plan.available_bytes = lambda device: 0
 owner = {owner}
 original, calls = owner.{function}, 0
 def counted(*arguments):
@@ -278,12 +280,23 @@ sys.exit(main(sys.argv[1:]))
 
 
 def run_killed(model: Path, out: Path, *options: str, **where: object) -> subprocess.CompletedProcess[str]:
-    code = KILL.format(**{"signal": "KILL", **where})
+    code = KILL.format(**{"signal": "KILL", "in_blocks": False, **where})
     command = [sys.executable, "-c", code, str(model), "-o", str(out), *options]
     return subprocess.run(command, capture_output=True, text=True)
 
 
-IN_CALIBRATE = {"module": "calibrate", "owner": "module.FisherFile", "function": "write", "n": 3}
+IN_CALIBRATE = {"module": "fisher", "owner": "module.FisherFile", "function": "write", "n": 3}
+# Files of 4 blocks' inputs; then of the fifth's, of the head's and, backward, of 2 blocks' gradients.
+IN_FORWARD = {
+    "module": "blocks",
+    "owner": "module",
+    "function": "write_atomically",
+    "in_blocks": True,
+    "n": 4,
+}
+IN_BACKWARD = IN_FORWARD | {"n": 9}
+# Killed between a block's sums and the gradients that go with them.
+IN_SUMS = IN_FORWARD | {"module": "fisher", "n": 2}
 IN_QUANTIZE = {"module": "pipeline", "owner": "module", "function": "write_atomically", "n": 2}
 IN_WRITE = {"module": "writer", "owner": "module.GGUFWriter", "function": "write_tensor_data", "n": 20}
 
@@ -292,15 +305,21 @@ IN_WRITE = {"module": "writer", "owner": "module.GGUFWriter", "function": "write
     ("where", "said"),
     [
         (IN_CALIBRATE, "going on after sequence 3"),
+        (IN_FORWARD, "going on after pass 18 of 66"),
+        (IN_BACKWARD, "going on after pass 48 of 66"),
+        (IN_SUMS, "going on after pass 42 of 66"),
         (IN_QUANTIZE, "2 of 5 blocks are done already"),
         (IN_WRITE, "5 of 5 blocks are done already"),
     ],
-    ids=["calibrate", "quantize", "write"],
+    ids=["calibrate", "forward", "backward", "sums", "quantize", "write"],
 )
 def test_a_killed_conversion_goes_on_and_gives_the_same_bytes(
     where: dict[str, object], said: str, stories: Path, reference: bytes, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    """Calibration block by block gives the same bytes too."""
+    if where.get("in_blocks"):
+        monkeypatch.setattr(plan, "available_bytes", lambda device: 0)
     out = tmp_path / "m.sq.gguf"
     assert run_killed(stories, out, *CALIBRATION, **where).returncode == -signal.SIGKILL
     assert not out.exists()

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from ..errors import ConvertError
 from .llama import LlamaFamily
-from .tensors import Kind, Tensor
+from .tensors import Kind, Tensor, by_source
 
-__all__ = ["Family", "Kind", "Tensor", "family_of_gguf", "family_of_model_type"]
+__all__ = ["Family", "Kind", "Tensor", "by_source", "family_of_gguf", "family_of_model_type"]
 
 
 class Family(Protocol):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -16,7 +18,10 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a model: its name in GGUF and in the Hugging Face checkpoint, its shape there."""
+    """One tensor of a model: its name in GGUF and in the Hugging Face checkpoint, its shape.
+
+    Where the checkpoint fuses several into one, each is some of that one's rows.
+    """
 
     name: str  # "blk.0.attn_q.weight"
     source: str  # "model.layers.0.self_attn.q_proj.weight"
@@ -24,10 +29,26 @@ class Tensor:
     kind: Kind
     block: int | None = None  # the block it belongs to
     rotary_heads: int = 0  # of q and k: heads whose rows llama.cpp's files interleave
+    first_row: int = 0  # where it begins in the source
+    source_rows: int = 0  # rows of the source; 0: there is no more than this tensor
 
     @property
     def n_weights(self) -> int:
-        n = 1
-        for size in self.shape:
-            n *= size
-        return n
+        return math.prod(self.shape)
+
+    @property
+    def source_shape(self) -> tuple[int, ...]:
+        return (self.source_rows or self.shape[0], *self.shape[1:])
+
+    @property
+    def rows(self) -> slice:
+        """Where the tensor lies in its source."""
+        return slice(self.first_row, self.first_row + self.shape[0])
+
+
+def by_source(tensors: Iterable[Tensor]) -> dict[str, list[Tensor]]:
+    """The tensors of each of the checkpoint's, in order."""
+    groups: dict[str, list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.source, []).append(tensor)
+    return groups
