@@ -81,10 +81,11 @@ def check_tensors(checkpoint: Checkpoint) -> list[Tensor]:
         )
     for tensor in tensors:
         name = checkpoint.own_name(tensor)
-        if shapes[name] != tensor.shape:
+        shape = tensor.source_shape if name == tensor.source else tensor.shape
+        if shapes[name] != shape:
             raise ConvertError(
                 f"{checkpoint.path}: {name} has shape {list(shapes[name])}; the configuration implies "
-                f"{list(tensor.shape)}."
+                f"{list(shape)}."
             )
     known = set(map(checkpoint.own_name, tensors))
     unknown = [name for name in shapes if name not in known and not checkpoint.family.ignored(name)]

@@ -13,7 +13,7 @@ import numpy as np
 from gguf import quants
 from numpy.typing import NDArray
 
-from .arch import Tensor, family_of_gguf
+from .arch import Tensor, by_source, family_of_model_type
 from .errors import ConvertError, first_line
 from .gguf_file import gguf_number, gguf_string, read_gguf
 from .progress import Progress
@@ -85,7 +85,7 @@ def dequantize(path: Path, out: Path, progress: Progress) -> None:
         raise ConvertError(f"{out} exists already; give -o a new folder.")
     source: dict[str, dict[str, Any]] = json.loads(file.string(SOURCE_KEY))
     config = dict(source["config.json"])
-    family = family_of_gguf(file.string("general.architecture"))
+    family = family_of_model_type(str(config.get("model_type", "")))
     tensors = family.tensors(AutoConfig.for_model(**config))
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -118,16 +118,16 @@ def _write_weights(file: QuantizedFile, tensors: Sequence[Tensor], folder: Path,
     names = ["model.safetensors"]
     if len(shards) > 1:
         names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-        weight_map = {t.source: name for name, shard in zip(names, shards, strict=True) for t in shard}
+        weight_map = {source: name for name, shard in zip(names, shards, strict=True) for source in shard}
         total = {"total_size": 4 * sum(tensor.n_weights for tensor in tensors)}
         index = json.dumps({"metadata": total, "weight_map": weight_map}, indent=2)
         (folder / "model.safetensors.index.json").write_text(index)
     with progress.stage("dequantize", len(tensors), "tensors") as step:
         for name, shard in zip(names, shards, strict=True):
             weights = {}
-            for tensor in shard:
-                weights[tensor.source] = np.ascontiguousarray(file.read(tensor.name))
-                step.advance()
+            for source, parts in shard.items():
+                weights[source] = np.concatenate([file.read(tensor.name) for tensor in parts])
+                step.advance(len(parts))
             save_file(weights, folder / name, metadata={"format": "pt"})
             (folder / name).chmod(0o666 & ~_umask())  # safetensors gives it to the owner alone
 
@@ -138,14 +138,15 @@ def _umask() -> int:
     return mask
 
 
-def _shards(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Tensors in groups of about SHARD_BYTES."""
-    shards: list[list[Tensor]] = [[]]
+def _shards(tensors: Sequence[Tensor]) -> list[dict[str, list[Tensor]]]:
+    """The checkpoint's tensors, each of the rows of one or more of ours, in groups of about SHARD_BYTES."""
+    shards: list[dict[str, list[Tensor]]] = [{}]
     filled = 0
-    for tensor in tensors:
-        if shards[-1] and filled + 4 * tensor.n_weights > SHARD_BYTES:
-            shards.append([])
+    for source, parts in by_source(tensors).items():
+        n_bytes = 4 * sum(tensor.n_weights for tensor in parts)
+        if shards[-1] and filled + n_bytes > SHARD_BYTES:
+            shards.append({})
             filled = 0
-        shards[-1].append(tensor)
-        filled += 4 * tensor.n_weights
+        shards[-1][source] = parts
+        filled += n_bytes
     return shards

@@ -65,7 +65,8 @@ class FolderCheckpoint:
         return tensor.source
 
     def read_raw(self, tensor: Tensor, start: int, stop: int) -> NDArray[np.float32]:
-        return self._weights.read_rows(tensor.source, start, stop)
+        first = tensor.first_row
+        return self._weights.read_rows(tensor.source, first + start, first + stop)
 
     def tokenizer(self) -> Any:
         return load_tokenizer(self.path)

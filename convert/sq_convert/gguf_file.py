@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arch import Tensor, family_of_gguf
-from .arch.llama import llama3_divisors
+from .arch.rope import read_rope
 from .errors import ConvertError, first_line
 
 
@@ -87,10 +87,14 @@ class GgufCheckpoint:
                 f"{self.path}: transformers reads no configuration from it: {first_line(error)}"
             ) from error
         config.architectures = [self.family.model_class]
-        config.attention_bias = any(".attn_" in name and name.endswith(".bias") for name in self._tensors)
-        config.mlp_bias = any(".ffn_" in name and name.endswith(".bias") for name in self._tensors)
+        for field, part in ("attention_bias", ".attn_"), ("mlp_bias", ".ffn_"):
+            if hasattr(config, field):
+                biases = [name for name in self._tensors if part in name and name.endswith(".bias")]
+                setattr(config, field, bool(biases))
         config.tie_word_embeddings = "output.weight" not in self._tensors
         config.rope_parameters = self._rope_parameters(reader)
+        if "rope_freqs.weight" in self._tensors:
+            self._check_llama3(config)
         return config
 
     def _rope_parameters(self, reader: Any) -> dict[str, Any]:
@@ -99,7 +103,7 @@ class GgufCheckpoint:
         base = {"rope_theta": float(gguf_number(reader, f"{arch}.rope.freq_base") or 10000.0)}
         scaling = gguf_string(reader, f"{arch}.rope.scaling.type") or "none"
         if "rope_freqs.weight" in self._tensors:
-            return base | self._llama3_parameters(base["rope_theta"])
+            return base | self._llama3_parameters()
         if scaling == "none":
             return base | {"rope_type": "default"}
         if scaling == "linear":
@@ -109,22 +113,25 @@ class GgufCheckpoint:
             }
         return base | {"rope_type": scaling}  # which the family refuses by name
 
-    def _llama3_parameters(self, theta: float) -> dict[str, Any]:
+    def _llama3_parameters(self) -> dict[str, Any]:
         """What llama.cpp folded into rope_freqs: published models differ in the factor alone."""
-        stored = self._decode("rope_freqs.weight", 0, self._tensors["rope_freqs.weight"].shape[0])
-        rope = {
-            "rope_theta": theta,
+        return {
             "rope_type": "llama3",
-            "factor": round(float(stored.max()), 4),
+            "factor": round(float(self._rope_freqs().max()), 4),
             "low_freq_factor": 1.0,
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192,
         }
-        if not np.allclose(llama3_divisors(rope, len(stored)), stored, rtol=1e-4):
+
+    def _check_llama3(self, config: Any) -> None:
+        stored, divisors = self._rope_freqs(), read_rope(config).divisors
+        if divisors is None or stored.shape != divisors.shape or not np.allclose(divisors, stored, rtol=1e-4):
             raise ConvertError(
                 f"{self.path}: rope_freqs.weight is not Llama 3's rope scaling, the only one supported here."
             )
-        return rope
+
+    def _rope_freqs(self) -> NDArray[np.float32]:
+        return self._decode("rope_freqs.weight", 0, self._tensors["rope_freqs.weight"].shape[0])
 
 
 class _Stored:

@@ -258,9 +258,8 @@ def _quantize_matrix(job: Job, tensor: Tensor, recipe: Recipe) -> dict[str, NDAr
 
 def _write(job: Job) -> None:
     entries = [entry for tensor in job.tensors for entry in _entries(job, tensor)]
-    freqs = job.checkpoint.family.rope_freqs(job.checkpoint.config)
-    if freqs is not None:
-        entries.append(writer.f32_entry("rope_freqs.weight", freqs.shape, lambda: [freqs]))
+    for name, values in job.checkpoint.family.vectors(job.checkpoint.config).items():
+        entries.append(writer.f32_entry(name, values.shape, functools.partial(list, [values])))
     with job.progress.stage("write", writer.file_bytes(entries), "bytes") as step:
         writer.write_file(
             job.options.out,

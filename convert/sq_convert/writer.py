@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -93,10 +93,12 @@ class _Pieces:
             raise ConvertError(f"{self._entry.name}: {written} bytes, announced as {self.nbytes}.")
 
 
-def add_numbers(writer: GGUFWriter, keys: dict[str, int | float]) -> None:
-    """Stores int as u32 and float as f32."""
+def add_numbers(writer: GGUFWriter, keys: Mapping[str, int | float | list[int]]) -> None:
+    """Stores int as u32, float as f32 and a list as i32."""
     for key, value in keys.items():
-        if isinstance(value, int):
+        if isinstance(value, list):
+            writer.add_key_value(key, value, GGUFValueType.ARRAY, GGUFValueType.INT32)
+        elif isinstance(value, int):
             writer.add_uint32(key, value)
         else:
             writer.add_float32(key, value)

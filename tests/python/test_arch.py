@@ -1,73 +1,95 @@
-"""What models of the LLaMA family differ in, each on a tiny random model against transformers."""
+"""Tiny random models of every family against transformers, on the decoded weights."""
 
 from __future__ import annotations
 
+import io
 import shutil
-import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Convert
-from truth import assert_equal, cpus, reference_logits, run
+from arch_variants import N_SHORT, SIZES, VARIANTS
+from sq_convert.dequantize import dequantize
+from sq_convert.options import Options
+from sq_convert.pipeline import convert
+from sq_convert.progress import Progress
+from tokenizers_for_tests import byte_level
+from truth import Logits, assert_equal, cpus, reference_logits, run
 
-SIZES = {
-    "vocab_size": 512,
-    "hidden_size": 60,
-    "intermediate_size": 100,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.2,
-}
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "bias": {"attention_bias": True, "mlp_bias": True},
-    "tied": {"tie_word_embeddings": True, "hidden_size": 96},
-    "wide-head": {"head_dim": 34},
-    "one-kv-head": {"num_key_value_heads": 1},
-    "rope-base": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
-    "rope-linear": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
-    "rope-llama3": {"rope_parameters": LLAMA3_ROPE},
-    "window": {"model_type": "mistral", "sliding_window": 16},
-}
+N_TOKENS = 100
+PIECES = ([N_TOKENS], [40, 1, 59], [1] * N_TOKENS)
+WIDTHS = (16, 4, 3)
 
 
-@pytest.fixture(params=VARIANTS)
-def source(request: pytest.FixtureRequest, tmp_path: Path, stories: Path) -> Path:
-    """A Hugging Face folder with random weights, biases and norms, and stories260K's tokenizer."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+@dataclass
+class Source:
+    """A Hugging Face folder of a random model."""
 
-    variant = {"model_type": "llama", "tie_word_embeddings": False} | SIZES | VARIANTS[request.param]
-    torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**variant))
-    for name, parameter in model.named_parameters():
-        if name.endswith(("norm.weight", ".bias")):
-            torch.nn.init.uniform_(parameter, 0.5, 1.5)
-    folder = tmp_path / "model"
-    model.save_pretrained(folder)
-    for name in ("tokenizer.model", "tokenizer_config.json"):
-        shutil.copy(stories / name, folder)
+    folder: Path
+    long_rope: bool  # past N_SHORT tokens all positions are rotated otherwise
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer that transformers takes for every model type; for Qwen2 it wants this padding token."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    byte_level(pad_token="<|endoftext|>").save_pretrained(folder)
     return folder
 
 
-def test_variant(source: Path, convert: Convert, sq_convert: str, tmp_path: Path) -> None:
-    path = convert(source, "--method", "kmeans", "--outliers", "1")
-    folder = tmp_path / "decoded"
-    subprocess.run([sq_convert, path, "-o", folder, "--dequantize"], check=True, capture_output=True)
-    ids = [1, *np.random.default_rng(1).integers(3, 512, 99).tolist()]
-    reference = reference_logits(folder, ids)
-    for cpu in cpus():
-        for pieces in ([100], [40, 1, 59], [1] * 100):
+@pytest.fixture(params=VARIANTS, ids="-".join, scope="module")
+def source(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer: Path
+) -> Source:
+    """A model with random weights, biases and norms."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model_type, _ = request.param
+    fields = {"model_type": model_type, **SIZES, **VARIANTS[request.param]}
+    config = AutoConfig.for_model(**fields)
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("norm.weight", ".bias")):
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    folder = tmp_path_factory.mktemp("arch") / "model"
+    model.save_pretrained(folder)
+    shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
+    rope: dict[str, Any] = config.rope_parameters
+    return Source(folder, rope["rope_type"] == "longrope")
+
+
+def expected(folder: Path, ids: list[int], pieces: list[int], long_rope: bool) -> Logits:
+    """What transformers computes when it sees, with each piece, what has come so far."""
+    logits = reference_logits(folder, ids)
+    ends = np.cumsum(pieces)
+    n_short = int(max((end for end in ends if end <= N_SHORT), default=0)) if long_rope else 0
+    if n_short:
+        logits[:n_short] = reference_logits(folder, ids[:n_short])
+    return logits
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_logits(source: Source, bits: int, tmp_path: Path) -> None:
+    """Every way to cut the prompt; every instruction set at 4 bits."""
+    progress = Progress(io.StringIO())
+    path, folder = tmp_path / "model.sq.gguf", tmp_path / "decoded"
+    options = Options(
+        source.folder,
+        path,
+        bits=bits,
+        method="kmeans",
+        outliers=1,
+        threads=2,
+        head_bits=16 if bits == 16 else 8,
+    )
+    convert(options, progress)
+    dequantize(path, folder, progress)
+    ids = np.random.default_rng(1).integers(0, 512, N_TOKENS).tolist()
+    for pieces in PIECES:
+        reference = expected(folder, ids, pieces, source.long_rope)
+        for cpu in cpus() if bits == 4 else ["auto"]:
             assert_equal(reference, run(path, ids, pieces, cpu))

@@ -69,10 +69,20 @@ def test_a_folder_that_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "gpt_neox": ({"model_type": "gpt_neox"}, "'gpt_neox' is not supported; supported are: llama, mistral"),
     "none": ({"model_type": None}, "is not supported; supported are"),
-    "yarn": (
-        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}},
-        "rope scaling 'yarn'",
+    "field": ({"clip_qkv": 8.0}, "clip_qkv is 8.0, which is not understood"),
+    "rope": (
+        {"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}},
+        "rope scaling 'proportional' is not supported; supported are: default, linear, dynamic, llama3",
     ),
+    "factor": (
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}},
+        'transformers refuses it: "Missing required keys',
+    ),
+    "mscale": (
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4, "short_mscale": 1.1}},
+        "rope parameter short_mscale is 1.1",
+    ),
+    "partial": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
     "gelu": ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu'"),
     "quantized": ({"quantization_config": {"quant_method": "awq"}}, "quantized already"),
     "text": ({"hidden_size": "wide"}, "transformers refuses it"),

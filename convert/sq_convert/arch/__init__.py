@@ -12,7 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConvertError
-from .llama import LlamaFamily
+from .decoder import Keys
+from .llama import Llama
+from .mistral import Mistral
+from .phi3 import Phi3
+from .qwen2 import Qwen2
+from .qwen3 import Qwen3
+from .smollm3 import SmolLM3
 from .tensors import Kind, Tensor, by_source
 
 __all__ = ["Family", "Kind", "Tensor", "by_source", "family_of_gguf", "family_of_model_type"]
@@ -33,23 +39,27 @@ class Family(Protocol):
         """Raises ConvertError where the configuration asks for something that is not supported."""
 
     def tensors(self, config: Any) -> list[Tensor]:
-        """Every tensor of the model, in file order, blocks in ascending order."""
+        """Every tensor of the model, in file order: blocks ascending, rows of one source in turn."""
 
     def ignored(self, name: str) -> bool:
         """Whether a checkpoint may hold a tensor of this name without any meaning."""
 
-    def keys(self, config: Any) -> dict[str, int | float]:
-        """Hyperparameters by GGUF key; int is stored as u32, float as f32."""
+    def keys(self, config: Any) -> Keys:
+        """Hyperparameters by GGUF key; int is stored as u32, float as f32, a list as i32."""
 
-    def rope_freqs(self, config: Any) -> NDArray[np.float32] | None:
-        """What divides the rotation frequencies ``[n_rot / 2]``; None where nothing does."""
+    def vectors(self, config: Any) -> dict[str, NDArray[np.float32]]:
+        """Tensors of the file that the configuration alone implies, by GGUF name."""
 
 
 _FAMILIES: dict[str, Family] = {
-    "llama": LlamaFamily(),
-    "mistral": LlamaFamily(model_class="MistralForCausalLM"),
+    "llama": Llama(),
+    "mistral": Mistral(),
+    "phi3": Phi3(),
+    "qwen2": Qwen2(),
+    "qwen3": Qwen3(),
+    "smollm3": SmolLM3(),
 }
-_GGUF_FAMILIES: dict[str, Family] = {"llama": _FAMILIES["llama"]}
+_GGUF_FAMILIES = {family.gguf_name: family for family in reversed(_FAMILIES.values())}
 
 
 def family_of_model_type(model_type: str) -> Family:

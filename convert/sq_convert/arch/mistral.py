@@ -1,0 +1,11 @@
+"""Mistral 7B and Nemo: LLaMA with a window over all layers, in the first version."""
+
+from __future__ import annotations
+
+from .decoder import Decoder
+
+
+class Mistral(Decoder):
+    gguf_name = "llama"
+    model_class = "MistralForCausalLM"
+    fields = ("sliding_window",)
