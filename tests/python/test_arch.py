@@ -11,10 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from arch_variants import N_SHORT, SIZES, VARIANTS
+from sq_convert.blocks import BlockCalibration
+from sq_convert.calibrate import sum_fisher
+from sq_convert.checkpoint import check_tensors, open_checkpoint
 from sq_convert.dequantize import dequantize
+from sq_convert.fisher import FisherFile, FisherFiles
 from sq_convert.options import Options
 from sq_convert.pipeline import convert
 from sq_convert.progress import Progress
+from sq_convert.workfolder import WorkFolder
 from tokenizers_for_tests import byte_level
 from truth import Logits, assert_equal, cpus, reference_logits, run
 
@@ -39,27 +44,30 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def create(model_type: str, name: str, tokenizer: Path, folder: Path) -> Any:
+    """Writes a model with random weights, biases and norms; returns transformers' model."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    fields = {"model_type": model_type, **SIZES, **VARIANTS[model_type, name]}
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name.endswith(("norm.weight", ".bias")):
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    model.save_pretrained(folder)
+    shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
+    return model
+
+
 @pytest.fixture(params=VARIANTS, ids="-".join, scope="module")
 def source(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer: Path
 ) -> Source:
-    """A model with random weights, biases and norms."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    model_type, _ = request.param
-    fields = {"model_type": model_type, **SIZES, **VARIANTS[request.param]}
-    config = AutoConfig.for_model(**fields)
-    torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(config)
-    for name, parameter in model.named_parameters():
-        if name.endswith(("norm.weight", ".bias")):
-            torch.nn.init.uniform_(parameter, 0.5, 1.5)
     folder = tmp_path_factory.mktemp("arch") / "model"
-    model.save_pretrained(folder)
-    shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
-    rope: dict[str, Any] = config.rope_parameters
-    return Source(folder, rope["rope_type"] == "longrope")
+    model_type, name = request.param
+    model = create(model_type, name, tokenizer, folder)
+    return Source(folder, model.config.rope_parameters["rope_type"] == "longrope")
 
 
 def expected(folder: Path, ids: list[int], pieces: list[int], long_rope: bool) -> Logits:
@@ -93,3 +101,33 @@ def test_logits(source: Source, bits: int, tmp_path: Path) -> None:
         reference = expected(folder, ids, pieces, source.long_rope)
         for cpu in cpus() if bits == 4 else ["auto"]:
             assert_equal(reference, run(path, ids, pieces, cpu))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name"), [("phi3", "long-partial"), ("qwen3", "windows"), ("smollm3", "nope")]
+)
+def test_calibration(model_type: str, name: str, tokenizer: Path, tmp_path: Path) -> None:
+    """The Fisher information of every matrix, of fused ones row by row, in one piece and block by block."""
+    import torch
+
+    model = create(model_type, name, tokenizer, tmp_path / "model")
+    sequences = np.random.default_rng(1).integers(0, 512, (2, 24))
+    squares = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
+    for ids in torch.from_numpy(sequences[:, None]):
+        model.zero_grad()
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        for parameter_name, parameter in model.named_parameters():
+            squares[parameter_name] += parameter.grad**2
+
+    checkpoint = open_checkpoint(tmp_path / "model")
+    tensors = check_tensors(checkpoint)
+    whole = FisherFile(tmp_path / "fisher.safetensors", tensors)
+    sum_fisher(checkpoint, tensors, sequences, whole, "cpu", 2, lambda: None)
+    work = WorkFolder(tmp_path / "out")
+    with work.locked():
+        blocks = FisherFiles(work, tensors, len(sequences))
+        BlockCalibration(checkpoint, tensors, sequences, blocks, work, "cpu").run(2, lambda: None)
+        for tensor in whole.matrices:
+            wanted = squares[tensor.source][tensor.rows].numpy()
+            np.testing.assert_allclose(whole.read(tensor), wanted, 1e-4, 1e-6 * wanted.max())
+            np.testing.assert_allclose(blocks.read(tensor), wanted, 1e-4, 1e-6 * wanted.max())
