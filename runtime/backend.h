@@ -16,6 +16,7 @@
 enum { SQ_RUN_TOKENS = 256 };
 
 typedef struct sq_backend sq_backend;
+typedef struct sq_profile sq_profile;
 
 /* Rows of activations, one per token of the run; row t at data + t · stride, stride = sq_pad(width). */
 typedef struct sq_rows {
@@ -26,6 +27,7 @@ typedef struct sq_rows {
 struct sq_run {
     const sq_model *model;
     const sq_backend *backend;
+    sq_profile *profile; /* of a backend that measures */
     sq_pool *pool;
     sq_kv *kv;
 

@@ -3,7 +3,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "backend.h"
+#include "profile.h"
 #include "status.h"
 
 enum { DEFAULT_CONTEXT = 8192 };
@@ -17,6 +17,8 @@ struct sq_session {
     sq_pool *pool;
     sq_kv kv;
     sq_run run;
+    sq_profile profile;
+    bool profiles;
     sq_token *tokens; /* [n_ctx] */
     float *logits;    /* [n_vocab], after the last token */
     void *memory;     /* all buffers in one piece, mapped so that untouched cache costs nothing */
@@ -87,6 +89,9 @@ sq_status sq_session_create(const sq_model *model, const sq_session_options *opt
     s->run.pool = s->pool;
     s->run.kv = &s->kv;
     s->run.cancel = &s->cancel;
+    s->profiles = chosen.profile;
+    if (s->profiles)
+        sq_profile_init(&s->profile, &s->run);
     *out = s;
     return SQ_OK;
 }
@@ -126,6 +131,11 @@ const float *sq_session_logits(const sq_session *session) {
 
 void sq_session_cancel(sq_session *session) {
     atomic_store_explicit(&session->cancel, true, memory_order_relaxed);
+}
+
+const sq_time *sq_session_times(const sq_session *session, size_t *n) {
+    *n = session->profiles ? SQ_N_TIMES : 0;
+    return session->profile.times;
 }
 
 static sq_status tokens_check(const sq_session *s, size_t n_before, const sq_token *tokens, size_t n_tokens,

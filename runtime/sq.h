@@ -177,6 +177,7 @@ typedef struct sq_session_options {
     uint32_t n_ctx;     /* tokens the timeline can hold; 0: the trained context, at most 8192 */
     uint32_t n_threads; /* 0: one per physical core this process may use */
     const char *kv;     /* KV cache: "f16" (or NULL), "q8" or "f32" */
+    bool profile;       /* measure what sq_session_times tells */
 } sq_session_options;
 
 /* `options` may be NULL. Everything a session needs is allocated here, nothing while it runs. */
@@ -207,6 +208,15 @@ void sq_session_truncate(sq_session *session, size_t n_tokens);
 
 /* Logits after the last token, [n_vocab]; NULL while there are none. Valid until the session changes. */
 const float *sq_session_logits(const sq_session *session);
+
+/* Where the time of all runs so far went, as the thread saw it that called them. */
+typedef struct sq_time {
+    const char *kind; /* of operation: "attention"; lives for ever */
+    double seconds;
+} sq_time;
+
+/* All kinds, in the order of a layer; `n` is 0 without the option `profile`. Valid as long as the session. */
+const sq_time *sq_session_times(const sq_session *session, size_t *n);
 
 /* Makes a running sync or append return SQ_ERROR_CANCELLED soon, usually within a layer's time; without
  * one it does nothing. May be called from another thread or a signal handler. */

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "status.h"
@@ -31,6 +32,7 @@ struct sq_pool {
     pthread_mutex_t mutex; /* for sleeping only */
     pthread_cond_t wake;
     atomic_uint n_asleep;
+    bool times_waits;
 
     /* A barrier that needs no reset: the last to arrive moves the generation on. */
     _Alignas(64) atomic_uint n_arrived;
@@ -112,6 +114,29 @@ static void counter_advance(sq_pool *pool, atomic_uint *counter) {
     pthread_mutex_unlock(&pool->mutex);
 }
 
+static _Thread_local double waited;
+
+double sq_pool_waited(void) {
+    return waited;
+}
+
+void sq_pool_time_waits(sq_pool *pool) {
+    pool->times_waits = true;
+}
+
+double sq_clock_seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static void barrier_await(sq_pool *pool, uint32_t generation) {
+    double start = pool->times_waits ? sq_clock_seconds() : 0;
+    counter_await(pool, &pool->generation, generation, SPINS_BARRIER);
+    if (pool->times_waits)
+        waited += sq_clock_seconds() - start;
+}
+
 void sq_pool_barrier(sq_pool *pool) {
     if (pool->n_threads == 1)
         return;
@@ -120,7 +145,7 @@ void sq_pool_barrier(sq_pool *pool) {
         atomic_store_explicit(&pool->n_arrived, 0, memory_order_relaxed);
         counter_advance(pool, &pool->generation);
     } else {
-        counter_await(pool, &pool->generation, generation, SPINS_BARRIER);
+        barrier_await(pool, generation);
     }
 }
 

@@ -23,4 +23,12 @@ void sq_pool_run(sq_pool *pool, void (*task)(void *context, uint32_t thread), vo
  * first: barriers are microseconds apart. */
 void sq_pool_barrier(sq_pool *pool);
 
+/* Seconds since some fixed moment; never runs backwards. */
+double sq_clock_seconds(void);
+
+/* From now on the time that threads wait in barriers is measured. */
+void sq_pool_time_waits(sq_pool *pool);
+/* Seconds that the calling thread has waited so far, in all pools. */
+double sq_pool_waited(void);
+
 #endif

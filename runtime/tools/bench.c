@@ -1,7 +1,8 @@
 /* sq-bench: speed of a model, beside the speed of the machine's memory.
  *
- * Each round reads a prompt, memory, and generates, so that all three see the same state of the machine.
- * Prompt and generation both start from an empty context, as llama-bench has it. Tokens are pseudo-random
+ * Each round measures every case and memory once, so that all see the same state of the machine. A case is a
+ * prompt from an empty context, as llama-bench has it, a generation, or runs of several tokens at once, as
+ * guessed tokens are verified; the latter two go on from a context of some depth. Tokens are pseudo-random
  * and the same for everyone, so that the hash of the last logits tells whether two builds compute the
  * same. Generation is given its tokens, and takes the largest logit of each. */
 #include "bandwidth.h"
@@ -15,6 +16,8 @@
 #include <string.h>
 #include <unistd.h>
 
+enum { BATCH_RUNS = 8, MAX_TIMES = 16 };
+
 static const char tool_name[] = "sq-bench";
 
 /* One figure a round. */
@@ -23,17 +26,37 @@ typedef struct series {
     size_t n;
 } series;
 
+typedef enum case_kind { CASE_PROMPT, CASE_GENERATION, CASE_BATCH } case_kind;
+
+static const char *const kind_names[] = {"prompt", "generation", "batch"};
+
+typedef struct bench_case {
+    case_kind kind;
+    uint32_t n_tokens; /* of the prompt, generated, of one run */
+    uint32_t depth;    /* tokens of context before them */
+    uint32_t n_threads;
+    sq_session *session;
+    series rate;             /* tokens per second */
+    double times[MAX_TIMES]; /* seconds of each kind of operation, of all rounds */
+} bench_case;
+
 typedef struct bench {
     const sq_model *model;
-    sq_session *session;
     const char *path, *kv;
     sq_model_info info;
-    uint32_t n_prompt, n_generated, n_rounds;
-    sq_token *tokens; /* [max(n_prompt, n_generated)] */
+    u32_list prompts, generated, depths, batches, threads;
+    uint32_t n_rounds;
+    bool profile;
+    sq_token *tokens; /* as many as the longest context has */
+    float *logits;    /* [largest batch, n_vocab] */
     bandwidth memory;
-    series prompt, generation; /* tokens per second */
-    series read;               /* bytes per second */
-    uint64_t logits_hash;      /* of the prompt's last logits, then the generation's, in the last round */
+    series read[OPTION_LIST]; /* bytes per second, of each thread count */
+    bench_case *cases;
+    size_t n_cases;
+    sq_session **sessions;
+    size_t n_sessions;
+    uint64_t
+        logits_hash; /* of the first prompt's last logits, then the first generation's, in the last round */
 } bench;
 
 /* ---- figures --------------------------------------------------------------------------------- */
@@ -67,24 +90,53 @@ static uint64_t hash_bytes(uint64_t hash, const void *data, size_t n_bytes) {
     return hash;
 }
 
-/* What generating one token reads: all weights, and the KV cache at the middle of the generation. */
-static double bytes_per_token(const bench *b) {
-    return (double)(b->info.token_bytes + sq_model_kv_bytes(b->model, b->n_generated / 2, b->kv));
+/* What generating one token, or one run of a batch, reads: all weights, and the KV cache in the middle. */
+static double bytes_read(const bench *b, const bench_case *c) {
+    uint32_t n = c->kind == CASE_GENERATION ? c->n_tokens : BATCH_RUNS * c->n_tokens;
+    return (double)(b->info.token_bytes + sq_model_kv_bytes(b->model, c->depth + n / 2, b->kv));
 }
 
-static double generation_bytes_per_second(const bench *b) {
-    return bytes_per_token(b) * series_median(&b->generation);
+static double bytes_per_second(const bench *b, const bench_case *c) {
+    double n_runs = series_median(&c->rate) / (c->kind == CASE_BATCH ? c->n_tokens : 1);
+    return bytes_read(b, c) * n_runs;
 }
 
-/* ---- rounds ---------------------------------------------------------------------------------- */
+static const series *read_of(const bench *b, const bench_case *c) {
+    size_t i = 0;
+    while (b->threads.values[i] != c->n_threads) {
+        i++;
+    }
+    return &b->read[i];
+}
 
-static uint32_t longest_run(const bench *b) {
-    return b->n_prompt > b->n_generated ? b->n_prompt : b->n_generated;
+static const bench_case *first_of(const bench *b, case_kind kind) {
+    const bench_case *c = b->cases;
+    while (c->kind != kind) {
+        c++;
+    }
+    return c;
+}
+
+/* ---- cases ----------------------------------------------------------------------------------- */
+
+static uint32_t largest(const u32_list *list) {
+    uint32_t most = 0;
+    for (size_t i = 0; i < list->n; i++) {
+        most = list->values[i] > most ? list->values[i] : most;
+    }
+    return most;
+}
+
+/* Room behind the depth for the longest generation and batch. */
+static uint32_t n_behind(const bench *b) {
+    uint32_t batches = BATCH_RUNS * largest(&b->batches), generated = largest(&b->generated);
+    return batches > generated ? batches : generated;
 }
 
 /* Knuth's linear congruential generator (MMIX). */
 static void fill_tokens(bench *b) {
-    size_t n = longest_run(b);
+    size_t n = largest(&b->depths) + n_behind(b), n_prompt = largest(&b->prompts);
+    n = n > n_prompt ? n : n_prompt;
     uint64_t state = 1;
     b->tokens = memory_resize(NULL, n, sizeof *b->tokens);
     for (size_t i = 0; i < n; i++) {
@@ -93,53 +145,130 @@ static void fill_tokens(bench *b) {
     }
 }
 
-static sq_status run_prompt(bench *b, sq_error *error) {
-    sq_session_truncate(b->session, 0);
-    double start = clock_seconds();
-    sq_status status = sq_session_append(b->session, b->tokens, b->n_prompt, NULL, error);
-    series_add(&b->prompt, b->n_prompt / (clock_seconds() - start));
-    if (status == SQ_OK) {
-        b->logits_hash =
-            hash_bytes(fnv_start, sq_session_logits(b->session), b->info.n_vocab * sizeof(float));
+/* A session that holds `depth` tokens of context and `n_more` behind them, which it has computed once: the
+ * first run of a process meets pages that are not mapped yet, and its figures do not count. */
+static sq_status open_session(bench *b, uint32_t n_threads, uint32_t depth, uint32_t n_more,
+                              sq_session **session, sq_error *error) {
+    const sq_session_options options = {
+        .n_ctx = depth + n_more, .n_threads = n_threads, .kv = b->kv, .profile = b->profile};
+    sq_status status = sq_session_create(b->model, &options, session, error);
+    if (status) {
+        return status;
     }
-    return status;
+    b->sessions = memory_resize(b->sessions, b->n_sessions + 1, sizeof *b->sessions);
+    b->sessions[b->n_sessions++] = *session;
+    return sq_session_append(*session, b->tokens, depth + n_more, NULL, error);
 }
 
-static sq_status run_generation(bench *b, sq_sampler *sampler, sq_error *error) {
-    sq_session_truncate(b->session, 0);
-    double start = clock_seconds();
-    for (uint32_t i = 0; i < b->n_generated; i++) {
-        sq_status status = sq_session_append(b->session, &b->tokens[i], 1, NULL, error);
+static void add_cases(bench *b, const u32_list *list, bench_case like) {
+    b->cases = memory_resize(b->cases, b->n_cases + list->n, sizeof *b->cases);
+    for (size_t i = 0; i < list->n; i++) {
+        b->cases[b->n_cases] = like;
+        b->cases[b->n_cases++].n_tokens = list->values[i];
+    }
+}
+
+static sq_status make_cases(bench *b, sq_error *error) {
+    for (size_t t = 0; t < b->threads.n; t++) {
+        bench_case c = {.kind = CASE_PROMPT, .n_threads = b->threads.values[t]};
+        sq_status status = open_session(b, c.n_threads, 0, largest(&b->prompts), &c.session, error);
         if (status) {
             return status;
         }
-        sq_sampler_sample(sampler, sq_session_logits(b->session));
+        b->threads.values[t] = c.n_threads = sq_session_n_threads(c.session);
+        add_cases(b, &b->prompts, c);
+        for (size_t d = 0; d < b->depths.n; d++) {
+            c.depth = b->depths.values[d];
+            status = open_session(b, c.n_threads, c.depth, n_behind(b), &c.session, error);
+            if (status) {
+                return status;
+            }
+            c.kind = CASE_GENERATION;
+            add_cases(b, &b->generated, c);
+            c.kind = CASE_BATCH;
+            add_cases(b, &b->batches, c);
+        }
     }
-    series_add(&b->generation, b->n_generated / (clock_seconds() - start));
-    b->logits_hash =
-        hash_bytes(b->logits_hash, sq_session_logits(b->session), b->info.n_vocab * sizeof(float));
     return SQ_OK;
 }
 
-/* The first run of a process meets pages that are not mapped yet; its figures do not count. */
-static sq_status warm_up(bench *b, sq_error *error) {
-    return sq_session_append(b->session, b->tokens, b->n_prompt, NULL, error);
+/* ---- rounds ---------------------------------------------------------------------------------- */
+
+/* Adds what the session's clocks moved on by since they showed `before`. */
+static void add_times(bench_case *c, const double *before) {
+    size_t n;
+    const sq_time *times = sq_session_times(c->session, &n);
+    for (size_t i = 0; i < n; i++) {
+        c->times[i] += times[i].seconds - before[i];
+    }
+}
+
+static void read_times(const bench_case *c, double *seconds) {
+    size_t n;
+    const sq_time *times = sq_session_times(c->session, &n);
+    for (size_t i = 0; i < n; i++) {
+        seconds[i] = times[i].seconds;
+    }
+}
+
+/* Appends n_runs times n_tokens tokens; of a generation the sampler takes the largest logit each time. */
+static sq_status run_case(bench *b, bench_case *c, sq_sampler *sampler, sq_error *error) {
+    uint32_t n_runs = c->kind == CASE_GENERATION ? c->n_tokens : c->kind == CASE_BATCH ? BATCH_RUNS : 1;
+    uint32_t n_tokens = c->kind == CASE_GENERATION ? 1 : c->n_tokens;
+    double before[MAX_TIMES];
+    sq_session_truncate(c->session, c->depth);
+    read_times(c, before);
+    double start = clock_seconds();
+    for (uint32_t i = 0; i < n_runs; i++) {
+        sq_status status = sq_session_append(c->session, b->tokens + c->depth + i * n_tokens, n_tokens,
+                                             c->kind == CASE_BATCH ? b->logits : NULL, error);
+        if (status) {
+            return status;
+        }
+        if (c->kind == CASE_GENERATION) {
+            sq_sampler_sample(sampler, sq_session_logits(c->session));
+        }
+    }
+    series_add(&c->rate, n_runs * n_tokens / (clock_seconds() - start));
+    add_times(c, before);
+    return SQ_OK;
+}
+
+static void hash_logits(bench *b, const bench_case *c) {
+    bool first = c == first_of(b, CASE_PROMPT);
+    if (first || c == first_of(b, CASE_GENERATION)) {
+        b->logits_hash = hash_bytes(first ? fnv_start : b->logits_hash, sq_session_logits(c->session),
+                                    b->info.n_vocab * sizeof(float));
+    }
+}
+
+static void measure_memory(bench *b, size_t i_threads) {
+    b->memory.n_threads = b->threads.values[i_threads];
+    series_add(&b->read[i_threads], bandwidth_measure(&b->memory));
+}
+
+static sq_status run_round(bench *b, sq_sampler *sampler, sq_error *error) {
+    size_t i_threads = 0;
+    for (bench_case *c = b->cases; c < b->cases + b->n_cases; c++) {
+        while (b->threads.values[i_threads] != c->n_threads) {
+            measure_memory(b, i_threads++);
+        }
+        sq_status status = run_case(b, c, sampler, error);
+        if (status) {
+            return status;
+        }
+        hash_logits(b, c);
+    }
+    measure_memory(b, i_threads);
+    return SQ_OK;
 }
 
 static sq_status run_rounds(bench *b, sq_sampler *sampler, sq_error *error) {
-    sq_status warm = warm_up(b, error);
-    if (warm) {
-        return warm;
-    }
     for (uint32_t i = 0; i < b->n_rounds; i++) {
         if (isatty(STDERR_FILENO)) {
             fprintf(stderr, "\rround %u of %u \033[K", i + 1, b->n_rounds);
         }
-        sq_status status = run_prompt(b, error);
-        if (status == SQ_OK) {
-            series_add(&b->read, bandwidth_measure(&b->memory));
-            status = run_generation(b, sampler, error);
-        }
+        sq_status status = run_round(b, sampler, error);
         if (status) {
             return status;
         }
@@ -147,9 +276,12 @@ static sq_status run_rounds(bench *b, sq_sampler *sampler, sq_error *error) {
     if (isatty(STDERR_FILENO)) {
         fputs("\r\033[K", stderr);
     }
-    series_sort(&b->prompt);
-    series_sort(&b->generation);
-    series_sort(&b->read);
+    for (size_t i = 0; i < b->n_cases; i++) {
+        series_sort(&b->cases[i].rate);
+    }
+    for (size_t i = 0; i < b->threads.n; i++) {
+        series_sort(&b->read[i]);
+    }
     return SQ_OK;
 }
 
@@ -163,7 +295,39 @@ static void write_series(json_writer *w, const char *key, const series *s, doubl
     json_close(w, ']');
 }
 
+/* Milliseconds a token of one kind of operation. */
+static double time_per_token(const bench *b, const bench_case *c, size_t i) {
+    double n_runs = c->kind == CASE_BATCH ? BATCH_RUNS : 1;
+    return 1e3 * c->times[i] / (n_runs * c->n_tokens * b->n_rounds);
+}
+
+static void write_case(json_writer *w, const bench *b, const bench_case *c) {
+    json_open(w, NULL, '{');
+    json_string(w, "kind", kind_names[c->kind]);
+    json_u64(w, "tokens", c->n_tokens);
+    json_u64(w, "depth", c->depth);
+    json_u64(w, "threads", c->n_threads);
+    json_number(w, "tokens_per_second", series_median(&c->rate));
+    write_series(w, "rounds", &c->rate, 1);
+    if (c->kind != CASE_PROMPT) {
+        json_number(w, "bytes_read", bytes_read(b, c));
+        json_number(w, "gb_per_second", 1e-9 * bytes_per_second(b, c));
+        json_number(w, "read_share", bytes_per_second(b, c) / series_median(read_of(b, c)));
+    }
+    if (b->profile) {
+        size_t n;
+        const sq_time *times = sq_session_times(c->session, &n);
+        json_open(w, "ms_per_token", '{');
+        for (size_t i = 0; i < n; i++) {
+            json_number(w, times[i].kind, time_per_token(b, c, i));
+        }
+        json_close(w, '}');
+    }
+    json_close(w, '}');
+}
+
 static void append_json(text *out, const bench *b) {
+    const bench_case *prompt = first_of(b, CASE_PROMPT), *generation = first_of(b, CASE_GENERATION);
     json_writer w = {0};
     char hash[17], processor[128];
     snprintf(hash, sizeof hash, "%016llx", (unsigned long long)b->logits_hash);
@@ -174,49 +338,67 @@ static void append_json(text *out, const bench *b) {
     json_number(&w, "bits_per_weight", b->info.bits_per_weight);
     json_string(&w, "processor", processor);
     json_string(&w, "cpu", b->info.cpu);
-    json_u64(&w, "threads", sq_session_n_threads(b->session));
+    json_u64(&w, "threads", prompt->n_threads);
     json_string(&w, "kv", b->kv);
-    json_u64(&w, "prompt_tokens", b->n_prompt);
-    json_u64(&w, "generated_tokens", b->n_generated);
+    json_u64(&w, "prompt_tokens", prompt->n_tokens);
+    json_u64(&w, "generated_tokens", generation->n_tokens);
     json_u64(&w, "rounds", b->n_rounds);
-    json_number(&w, "prompt_tokens_per_second", series_median(&b->prompt));
-    json_number(&w, "generation_tokens_per_second", series_median(&b->generation));
+    json_number(&w, "prompt_tokens_per_second", series_median(&prompt->rate));
+    json_number(&w, "generation_tokens_per_second", series_median(&generation->rate));
     json_u64(&w, "weight_bytes_per_token", b->info.token_bytes);
-    json_number(&w, "bytes_per_token", bytes_per_token(b));
-    json_number(&w, "generation_gb_per_second", 1e-9 * generation_bytes_per_second(b));
-    json_number(&w, "read_gb_per_second", 1e-9 * series_median(&b->read));
-    json_number(&w, "read_share", generation_bytes_per_second(b) / series_median(&b->read));
-    write_series(&w, "prompt_rounds", &b->prompt, 1);
-    write_series(&w, "generation_rounds", &b->generation, 1);
-    write_series(&w, "read_rounds", &b->read, 1e9);
+    json_number(&w, "bytes_per_token", bytes_read(b, generation));
+    json_number(&w, "generation_gb_per_second", 1e-9 * bytes_per_second(b, generation));
+    json_number(&w, "read_gb_per_second", 1e-9 * series_median(&b->read[0]));
+    json_number(&w, "read_share", bytes_per_second(b, generation) / series_median(&b->read[0]));
+    write_series(&w, "prompt_rounds", &prompt->rate, 1);
+    write_series(&w, "generation_rounds", &generation->rate, 1);
+    write_series(&w, "read_rounds", &b->read[0], 1e9);
     json_string(&w, "logits_hash", hash);
+    json_open(&w, "cases", '[');
+    for (size_t i = 0; i < b->n_cases; i++) {
+        write_case(&w, b, &b->cases[i]);
+    }
+    json_close(&w, ']');
     json_close(&w, '}');
     *out = w.out;
 }
 
-static void append_series(text *out, const char *name, const series *s, double unit, const char *unit_name,
-                          const char *remark) {
-    text_printf(out, "%-12s %9.2f %s (%.2f … %.2f)%s\n", name, series_median(s) / unit, unit_name,
-                s->values[0] / unit, s->values[s->n - 1] / unit, remark);
+static void append_case(text *out, const bench *b, const bench_case *c) {
+    const series *s = &c->rate;
+    text_printf(out, "%-10s %6u %6u %7u %9.2f  (%.2f … %.2f)", kind_names[c->kind], c->n_tokens, c->depth,
+                c->n_threads, series_median(s), s->values[0], s->values[s->n - 1]);
+    if (c->kind != CASE_PROMPT) {
+        text_printf(out, "  %.2f MB, %.2f GB/s, %.1f %% of the memory's", 1e-6 * bytes_read(b, c),
+                    1e-9 * bytes_per_second(b, c),
+                    100 * bytes_per_second(b, c) / series_median(read_of(b, c)));
+    }
+    text_append_string(out, "\n");
+    size_t n;
+    const sq_time *times = sq_session_times(c->session, &n);
+    for (size_t i = 0; b->profile && i < n; i++) {
+        double all = 1e3 / series_median(s), part = time_per_token(b, c, i);
+        if (part > 0) {
+            text_printf(out, "    %-18s %9.4f ms a token, %5.1f %%\n", times[i].kind, part, 100 * part / all);
+        }
+    }
 }
 
 static void append_summary(text *out, const bench *b) {
-    char processor[128], remark[64];
+    char processor[128];
     bandwidth_processor(processor, sizeof processor);
-    text_printf(out, "%s, %.2f bits a weight; %s, %s, %u threads; median (least … most) of %u rounds\n",
+    text_printf(out, "%s, %.2f bits a weight; %s, %s, %s cache; median (least … most) of %u rounds\n",
                 b->info.name[0] ? b->info.name : b->path, b->info.bits_per_weight, processor, b->info.cpu,
-                sq_session_n_threads(b->session), b->n_rounds);
-    snprintf(remark, sizeof remark, ", %u tokens", b->n_prompt);
-    append_series(out, "prompt", &b->prompt, 1, "tok/s", remark);
-    snprintf(remark, sizeof remark, ", %u tokens", b->n_generated);
-    append_series(out, "generation", &b->generation, 1, "tok/s", remark);
-    append_series(out, "memory", &b->read, 1e9, "GB/s", " read with as many threads");
-    text_printf(out, "%-12s %9.2f MB, of them %.2f MB weights\n", "a token reads", 1e-6 * bytes_per_token(b),
-                1e-6 * (double)b->info.token_bytes);
-    text_printf(out, "%-12s %9.2f GB/s, %.1f %% of the memory's\n", "that is",
-                1e-9 * generation_bytes_per_second(b),
-                100 * generation_bytes_per_second(b) / series_median(&b->read));
-    text_printf(out, "%-12s %016llx\n", "logits hash", (unsigned long long)b->logits_hash);
+                b->kv, b->n_rounds);
+    text_append_string(out, "           tokens  depth threads     tok/s\n");
+    for (size_t i = 0; i < b->n_cases; i++) {
+        append_case(out, b, &b->cases[i]);
+    }
+    for (size_t i = 0; i < b->threads.n; i++) {
+        const series *s = &b->read[i];
+        text_printf(out, "%-24s %7u %9.2f GB/s (%.2f … %.2f)\n", "memory", b->threads.values[i],
+                    1e-9 * series_median(s), 1e-9 * s->values[0], 1e-9 * s->values[s->n - 1]);
+    }
+    text_printf(out, "%-10s %016llx\n", "logits", (unsigned long long)b->logits_hash);
 }
 
 /* ---- main ------------------------------------------------------------------------------------ */
@@ -228,7 +410,11 @@ static int measure(bench *b, bool json) {
     sq_sampler_defaults(&greedy);
     greedy.temperature = 0;
     fill_tokens(b);
-    if (!bandwidth_open(&b->memory, sq_session_n_threads(b->session))) {
+    b->logits = memory_resize(NULL, (size_t)largest(&b->batches) * b->info.n_vocab + 1, sizeof *b->logits);
+    if (!tool_check(tool_name, make_cases(b, &error), &error)) {
+        return 1;
+    }
+    if (!bandwidth_open(&b->memory, 1)) {
         tool_complain(tool_name, "no memory for the %d MB that measure its speed", BANDWIDTH_BYTES >> 20);
         return 1;
     }
@@ -245,23 +431,47 @@ static int measure(bench *b, bool json) {
     return tool_print(tool_name, &out);
 }
 
+static void bench_free(bench *b) {
+    bandwidth_close(&b->memory);
+    for (size_t i = 0; i < b->n_sessions; i++) {
+        sq_session_free(b->sessions[i]);
+    }
+    for (size_t i = 0; i < b->n_cases; i++) {
+        free(b->cases[i].rate.values);
+    }
+    for (size_t i = 0; i < OPTION_LIST; i++) {
+        free(b->read[i].values);
+    }
+    free(b->sessions);
+    free(b->cases);
+    free(b->tokens);
+    free(b->logits);
+}
+
 int main(int argc, char **argv) {
-    bench b = {.n_prompt = 512, .n_generated = 128, .n_rounds = 5, .kv = "f16"};
-    sq_session_options session = {0};
+    bench b = {.prompts = {{512}, 1}, .generated = {{128}, 1}, .depths = {{0}, 1}, .threads = {{0}, 1}};
+    b.n_rounds = 5;
+    b.kv = "f16";
     bool json = false;
     const option options[] = {
-        {"-p", OPTION_U32, &b.n_prompt, 1, 1 << 24, "TOKENS", "length of the prompt, default 512"},
-        {"-n", OPTION_U32, &b.n_generated, 1, 1 << 24, "TOKENS", "tokens generated, default 128"},
+        {"-p", OPTION_U32S, &b.prompts, 1, 1 << 24, "TOKENS", "length of the prompt, default 512"},
+        {"-n", OPTION_U32S, &b.generated, 1, 1 << 24, "TOKENS", "tokens generated, default 128"},
+        {"-d", OPTION_U32S, &b.depths, 0, 1 << 24, "TOKENS", "context before them, default 0"},
+        {"--batch", OPTION_U32S, &b.batches, 1, 1 << 16, "TOKENS",
+         "tokens that are run at once, default none"},
         {"-r", OPTION_U32, &b.n_rounds, 1, 10000, "ROUNDS", "how often, default 5"},
-        {"--threads", OPTION_U32, &session.n_threads, 1, 1024, "NUMBER", "default: one per processor core"},
+        {"--threads", OPTION_U32S, &b.threads, 1, 1024, "NUMBER", "default: one per processor core"},
         {"--kv", OPTION_CHOICE, &b.kv, 0, 0, "f16|q8|f32", "precision of the KV cache, default f16"},
+        {"--profile", OPTION_FLAG, &b.profile, 0, 0, NULL, "show where the time goes, by kind of operation"},
         {"--json", OPTION_FLAG, &json, 0, 0, NULL, "print JSON"},
     };
     const tool t = {
         .name = tool_name,
-        .about = "Measures how fast a model reads a prompt and generates, and how fast the machine reads\n"
-                 "memory. GB are 10^9 bytes. \"A token reads\" counts the weights, and the KV cache at\n"
-                 "the middle of the generation.",
+        .about =
+            "Measures how fast a model reads a prompt and generates, and how fast the machine reads\n"
+            "memory. TOKENS and NUMBER may be lists, \"1,2,4\": all combinations are measured. The MB\n"
+            "(10^6 bytes) are what a token or a batch reads: the weights, and the KV cache at the middle\n"
+            "of the generation.",
         .arguments = "MODEL.sq.gguf",
         .n_arguments = 1,
         .options = options,
@@ -278,18 +488,8 @@ int main(int argc, char **argv) {
     }
     b.model = model;
     sq_model_get_info(model, &b.info);
-    session.n_ctx = longest_run(&b);
-    session.kv = b.kv;
-    code = 1;
-    if (tool_check(tool_name, sq_session_create(model, &session, &b.session, &error), &error)) {
-        code = measure(&b, json);
-    }
-    bandwidth_close(&b.memory);
-    sq_session_free(b.session);
+    code = measure(&b, json);
+    bench_free(&b);
     sq_model_close(model);
-    free(b.tokens);
-    free(b.prompt.values);
-    free(b.generation.values);
-    free(b.read.values);
     return code;
 }

@@ -274,6 +274,44 @@ def test_bench(tool: Tool, stories4: Path) -> None:
     assert_complaint(run(tool("sq-bench"), stories4, "-p", 600), 1, "512", "600")
 
 
+def test_bench_sweeps(tool: Tool, stories4: Path) -> None:
+    """All combinations of the lists, in the order of threads, depths and kinds."""
+    options = ("-p", "16,8", "-n", "4", "-d", "0,40", "--batch", "2,3", "-r", 2, "--threads", "1,2")
+    found = report(tool("sq-bench"), stories4, *options)
+    at_depth = [("generation", 4), ("batch", 2), ("batch", 3)]
+    assert [(c["threads"], c["depth"], c["kind"], c["tokens"]) for c in found["cases"]] == [
+        (threads, *case)
+        for threads in (1, 2)
+        for case in [
+            (0, "prompt", 16),
+            (0, "prompt", 8),
+            *((depth, kind, n) for depth in (0, 40) for kind, n in at_depth),
+        ]
+    ]
+    for case in found["cases"]:
+        assert len(case["rounds"]) == 2
+        assert case["tokens_per_second"] == pytest.approx(np.median(case["rounds"]))
+        assert "ms_per_token" not in case
+    generation, batch = found["cases"][5], found["cases"][7]
+    info = report(tool("sq-info"), stories4, "--ctx", 42)
+    assert generation["bytes_read"] == info["token_bytes"] + info["kv_bytes"]
+    runs_per_second = batch["tokens_per_second"] / 3
+    assert batch["gb_per_second"] == pytest.approx(1e-9 * batch["bytes_read"] * runs_per_second)
+    for wrong in ("1,", ",1", "", "1,,2", "1;2", "0", ",".join("1" * 17)):
+        assert_complaint(run(tool("sq-bench"), stories4, "-p", wrong), 2, "-p", "commas")
+
+
+def test_bench_profile(tool: Tool, stories4: Path) -> None:
+    """The parts are all of the time but for the sampler's and the caller's."""
+    found = report(tool("sq-bench"), stories4, "-p", 200, "-n", 16, "-r", 3, "--threads", 1, "--profile")
+    for case in found["cases"]:
+        parts = case["ms_per_token"]
+        assert {"attention", "ffn down", "head", "waiting"} < parts.keys()
+        assert parts["experts"] == parts["waiting"] == 0, "no experts, nobody to wait for"
+        total = np.mean([1e3 / rate for rate in case["rounds"]])
+        assert 0.5 * total < sum(parts.values()) <= 1.001 * total
+
+
 def perplexity_of(folder: Path, text: str, n_window: int) -> tuple[float, int]:
     """Perplexity by transformers, GPTQ's protocol, and the number of tokens predicted."""
     import torch

@@ -47,6 +47,29 @@ static bool set_u32(const option *o, const char *value, text *problem) {
     return true;
 }
 
+static bool set_u32s(const option *o, const char *value, text *problem) {
+    u32_list list = {0};
+    bool valid = true;
+    for (const char *at = value; valid && at; at = strchr(at, ',')) {
+        char number[16];
+        at += at > value;
+        size_t n = strcspn(at, ",");
+        option one = {.min = o->min, .max = o->max, .value = &list.values[list.n]};
+        snprintf(number, sizeof number, "%.*s", (int)n, at);
+        text ignored = {0};
+        valid = n < sizeof number && list.n < OPTION_LIST && set_u32(&one, number, &ignored);
+        text_free(&ignored);
+        list.n++;
+    }
+    if (!valid) {
+        text_printf(problem, "1 to %d whole numbers from %.0f to %.0f with commas between them", OPTION_LIST,
+                    o->min, o->max);
+        return false;
+    }
+    *(u32_list *)o->value = list;
+    return true;
+}
+
 static bool set_u64(const option *o, const char *value, text *problem) {
     uint64_t number;
     if (!parse_u64(value, &number)) {
@@ -71,6 +94,8 @@ bool option_set(const option *o, const char *value, text *problem) {
     switch (o->kind) {
     case OPTION_U32:
         return set_u32(o, value, problem);
+    case OPTION_U32S:
+        return set_u32s(o, value, problem);
     case OPTION_U64:
         return set_u64(o, value, problem);
     case OPTION_F32:
@@ -106,6 +131,11 @@ void option_format(const option *o, text *out) {
     switch (o->kind) {
     case OPTION_U32:
         text_printf(out, "%u", *(uint32_t *)o->value);
+        break;
+    case OPTION_U32S:
+        for (size_t i = 0; i < ((u32_list *)o->value)->n; i++) {
+            text_printf(out, i ? ",%u" : "%u", ((u32_list *)o->value)->values[i]);
+        }
         break;
     case OPTION_U64:
         text_printf(out, "%llu", (unsigned long long)*(uint64_t *)o->value);

@@ -9,9 +9,18 @@ typedef enum option_kind {
     OPTION_TEXT,   /* const char *, points into the command line */
     OPTION_CHOICE, /* const char *, one of the words in `argument`, which stand between | */
     OPTION_U32,    /* uint32_t, from `min` to `max` */
+    OPTION_U32S,   /* u32_list, each from `min` to `max` */
     OPTION_U64,    /* uint64_t, any */
     OPTION_F32     /* float, from `min` to `max` */
 } option_kind;
+
+/* Numbers between commas: "1,2,4". */
+enum { OPTION_LIST = 16 };
+
+typedef struct u32_list {
+    uint32_t values[OPTION_LIST];
+    size_t n;
+} u32_list;
 
 typedef struct option {
     const char *name; /* with its dashes: "--top-k", "-n" */
