@@ -1,6 +1,7 @@
 /* Sessions: a timeline computes the same however it is cut, kept, truncated, cancelled or shared. */
 #include <math.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -199,9 +200,15 @@ static void test_refusals(void) {
     fixture_close(&f);
 }
 
-static void *cancel_for_a_while(void *session) {
-    for (int i = 0; i < 2000000; i++)
-        sq_session_cancel(session);
+typedef struct canceller {
+    sq_session *session;
+    atomic_bool done;
+} canceller;
+
+static void *cancel_until_done(void *argument) {
+    canceller *me = argument;
+    while (!atomic_load(&me->done))
+        sq_session_cancel(me->session);
     return NULL;
 }
 
@@ -216,12 +223,14 @@ static void test_cancel(void) {
     CHECK_OK(sq_session_append(session, story, 3, NULL, &f.error), &f.error);
 
     pthread_t thread;
-    CHECK_EQ(pthread_create(&thread, NULL, cancel_for_a_while, session), 0);
+    canceller other = {.session = session};
+    CHECK_EQ(pthread_create(&thread, NULL, cancel_until_done, &other), 0);
     sq_status status = SQ_OK;
     for (int i = 0; i < 100000 && status == SQ_OK; i++) {
         sq_session_truncate(session, 3);
         status = sq_session_append(session, story + 3, N_TOKENS - 3, NULL, &f.error);
     }
+    atomic_store(&other.done, true);
     pthread_join(thread, NULL);
     CHECK_EQ(status, SQ_ERROR_CANCELLED);
     size_t n_tokens;
