@@ -1,4 +1,5 @@
-"""The configurations of published models: each is understood, and implies the model's number of weights."""
+"""The configurations of published models are understood, and imply the models' numbers of weights; what would
+be computed wrongly is refused by its name."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 from sq_convert.arch import family_of_model_type
+from sq_convert.errors import ConvertError
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "use_cache": True,
@@ -159,3 +161,21 @@ def test_published(name: str, tmp_path: Path) -> None:
     assert sum(tensor.n_weights for tensor in family.tensors(config)) == n_weights
     keys = {key.removeprefix(f"{family.gguf_name}."): value for key, value in family.keys(config).items()}
     assert {key: keys.get(key) for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (LLAMA | {"rope_interleaved": True}, "rope_interleaved is True, which is not understood"),
+        (LLAMA | {"num_key_value_heads": 5}, "32 attention heads cannot share 5 key-value heads"),
+        (MISTRAL | {"attention_bias": True}, "attention_bias is True"),
+        (QWEN2 | {"layer_types": ["sliding_attention"] * 28}, "layer_types has 'sliding_attention'"),
+        (QWEN3 | {"num_experts": 128}, "num_experts is 128"),
+        (PHI3 | {"full_attn_mod": 2}, "full_attn_mod is 2"),
+    ],
+)
+def test_refused(fields: dict[str, Any], expected: str) -> None:
+    from transformers import AutoConfig
+
+    with pytest.raises(ConvertError, match=expected):
+        family_of_model_type(fields["model_type"]).check(AutoConfig.for_model(**fields))

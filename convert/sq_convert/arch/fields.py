@@ -17,6 +17,7 @@ _ELSEWHERE = {
     "output_attentions", "output_hidden_states", "return_dict", "chunk_size_feed_forward", "id2label",
     "label2id", "problem_type", "max_length", "bos_token_id", "eos_token_id", "pad_token_id",
     "unk_token_id", "sep_token_id", "decoder_start_token_id", "is_llama_config", "transformers.js_config",
+    "tokenizer_class", "temperature", "top_p", "top_k", "do_sample", "repetition_penalty",
 }  # fmt: skip
 _ELSEWHERE_PREFIXES = ("_", "unsloth_")
 

@@ -47,11 +47,9 @@ def read_rope(config: Any) -> Rope:
     kind, theta = parameters["rope_type"], float(parameters["rope_theta"])
     _check(kind, parameters)
     n_rot = int(head_dim(config) * parameters.get("partial_rotary_factor", 1.0))
-    plain = theta ** -(np.arange(0, n_rot, 2, dtype=np.float64) / n_rot)
-    if n_rot % 2:
-        raise ConvertError(f"config.json: {n_rot} dimensions of a head rotate; they must be even in number.")
     if kind in ("default", "dynamic"):
         return Rope(theta, n_rot)
+    plain = theta ** -(np.arange(0, n_rot, 2, dtype=np.float64) / n_rot)
 
     def divisors(seq_len: int | None) -> tuple[NDArray[np.float32], float]:
         frequencies, scale = ROPE_INIT_FUNCTIONS[kind](config, "cpu", seq_len=seq_len)
