@@ -35,7 +35,8 @@ def check_fields(config: Any, understood: Iterable[str], neutral: Iterable[tuple
             continue
         if (name, value) in neutral:
             continue
-        if value != defaults[name] if name in defaults else value:
+        changed = value != defaults[name] if name in defaults else bool(value)
+        if changed:
             raise ConvertError(
                 f"config.json: {name} is {value!r}, which is not understood here; converted regardless, the "
                 "model might compute something else."

@@ -14,8 +14,10 @@ class Llama(Decoder):
     fields = ("attention_bias", "mlp_bias", "max_sequence_length")
 
     def n_context(self, config: Any) -> int:
-        # Vicuna's 16k versions say the whole length there.
-        return getattr(config, "max_sequence_length", None) or super().n_context(config)
+        scaled = getattr(config, "max_sequence_length", None)  # Vicuna's 16k versions have it
+        if scaled and config.rope_parameters["rope_type"] == "linear":
+            return int(scaled)
+        return super().n_context(config)
 
     def windows(self, config: Any) -> list[int]:
         return [0] * int(config.num_hidden_layers)
