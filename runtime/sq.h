@@ -193,7 +193,8 @@ const sq_token *sq_session_tokens(const sq_session *session, size_t *n_tokens);
 
 /* Makes the timeline exactly `tokens`: keeps the longest common prefix, computes the rest. The usual
  * way to prepare a prompt. At least one token. `n_kept` (may be NULL) is set to the tokens that were
- * kept. On SQ_ERROR_CONTEXT nothing has changed; on SQ_ERROR_CANCELLED the timeline is a prefix. */
+ * kept (which a model with LongRoPE computes again where its rotation changes). On SQ_ERROR_CONTEXT nothing
+ * has changed; on SQ_ERROR_CANCELLED the timeline is a prefix. */
 sq_status sq_session_sync(sq_session *session, const sq_token *tokens, size_t n_tokens, size_t *n_kept,
                           sq_error *error);
 
