@@ -30,6 +30,8 @@ static const sq_kernels *const all_kernels[] = {
 #if defined(__x86_64__)
     &sq_kernels_avx512,
     &sq_kernels_avx2,
+#elif defined(__aarch64__)
+    &sq_kernels_neon,
 #endif
     &sq_kernels_scalar,
 };
@@ -49,5 +51,5 @@ sq_status sq_kernels_choose(const char *cpu, const sq_kernels **kernels, sq_erro
         }
     }
     return sq_fail(error, SQ_ERROR_UNSUPPORTED,
-                   "no kernels for \"%s\" in this build; expected auto, scalar, avx2 or avx512", cpu);
+                   "no kernels for \"%s\" in this build; expected auto, scalar, avx2, avx512 or neon", cpu);
 }

@@ -56,7 +56,7 @@ typedef struct sq_attention {
 typedef enum sq_activation { SQ_SILU, SQ_GELU, SQ_N_ACTIVATIONS } sq_activation;
 
 typedef struct sq_kernels {
-    const char *name; /* "scalar", "avx2", "avx512" */
+    const char *name; /* "scalar", "avx2", "avx512", "neon" */
     bool (*supported)(void);
     sq_type_kernels types[SQ_N_TYPES];
 
@@ -98,9 +98,10 @@ enum { SQ_GEMM_ROWS = 64 }; /* more rows read x less often, fewer fit the L2 cac
 enum { SQ_ATTEND_ROWS = 32 };
 
 extern const sq_kernels sq_kernels_scalar;
-/* Present where the target is x86-64; fill what they replace, the rest from scalar. */
+/* Present where the target is x86-64, or 64-bit ARM; fill what they replace, the rest from scalar. */
 extern const sq_kernels sq_kernels_avx2;
 extern const sq_kernels sq_kernels_avx512;
+extern const sq_kernels sq_kernels_neon;
 
 /* "auto" or NULL: the fastest this machine supports. */
 sq_status sq_kernels_choose(const char *cpu, const sq_kernels **kernels, sq_error *error);

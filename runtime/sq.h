@@ -56,7 +56,7 @@ const char *sq_version(void);
 typedef struct sq_model sq_model;
 
 typedef struct sq_model_options {
-    /* Instruction set of the kernels: "auto" (or NULL), "scalar", "avx2", "avx512". One that this
+    /* Instruction set of the kernels: "auto" (or NULL), "scalar", "avx2", "avx512", "neon". One that this
      * machine or this build lacks is SQ_ERROR_UNSUPPORTED. */
     const char *cpu;
 } sq_model_options;

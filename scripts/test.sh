@@ -21,6 +21,10 @@ say "C tests"
 c_tests tests
 say "C tests under the address and undefined-behaviour sanitizers"
 c_tests sanitize -DSQ_SANITIZE=ON
+say "C tests of the kernels for 64-bit ARM, under an emulator"
+c_tests arm64 -DSQ_KERNELS_ONLY=ON -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+    -DCMAKE_C_COMPILER=aarch64-linux-gnu-gcc \
+    -DCMAKE_CROSSCOMPILING_EMULATOR="qemu-aarch64;-L;/usr/aarch64-linux-gnu"
 say "Python tests"
 .venv/bin/python -m pytest -q
 say "fuzzing"

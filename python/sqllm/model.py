@@ -30,7 +30,7 @@ class ModelInfo:
     architecture: str
     name: str
     cpu: str
-    """The instruction set in use: "scalar", "avx2", "avx512"."""
+    """The instruction set in use: "scalar", "avx2", "avx512", "neon"."""
     n_layers: int
     n_embd: int
     n_ff: int
@@ -75,7 +75,7 @@ class Model:
         threads: int | None = None,
         ctx: int | None = None,
         kv: Literal["f16", "q8", "f32"] | None = None,
-        cpu: Literal["auto", "scalar", "avx2", "avx512"] | None = None,
+        cpu: Literal["auto", "scalar", "avx2", "avx512", "neon"] | None = None,
     ) -> None:
         """Opens `path` in milliseconds: the weights are read from the page cache as they are needed.
 

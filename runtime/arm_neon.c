@@ -1,0 +1,162 @@
+/* NEON of 64-bit ARM: the vector operations of simd_matrix.h, simd_ops.h and simd_attention.h in 4 lanes. */
+#include "scalar.h"
+
+#include <arm_neon.h>
+#include <string.h>
+
+enum { W = 4, GEMV_ROWS = 2, VALUE_VECTORS = 4 };
+#define GEMM_TOKENS 6
+#define SCORE_ROWS  8
+#define VALUE_ROWS  4
+
+typedef float32x4_t vf;
+typedef float32x4_t v4;
+typedef uint32x4_t vu;
+typedef int32x4_t vi;
+
+static inline vf vf_zero(void) {
+    return vdupq_n_f32(0);
+}
+static inline vf vf_set1(float f) {
+    return vdupq_n_f32(f);
+}
+static inline vf vf_load(const float *p) {
+    return vld1q_f32(p);
+}
+static inline void vf_store(float *p, vf v) {
+    vst1q_f32(p, v);
+}
+/* NEON has no masked loads and stores. n <= W, as the compiler does not see everywhere. */
+static inline size_t lane_bytes(uint32_t n, size_t element_bytes) {
+    return (n < W ? n : W) * element_bytes;
+}
+static inline vf vf_load_n(const float *p, uint32_t n) {
+    float lanes[W] = {0};
+    memcpy(lanes, p, lane_bytes(n, sizeof *p));
+    return vf_load(lanes);
+}
+static inline void vf_store_n(float *p, vf v, uint32_t n) {
+    float lanes[W];
+    vf_store(lanes, v);
+    memcpy(p, lanes, lane_bytes(n, sizeof *p));
+}
+static inline vf vf_fma(vf a, vf b, vf c) {
+    return vfmaq_f32(c, a, b);
+}
+/* The instructions give a NaN where either operand is one. */
+static inline vf vf_min(vf a, vf b) {
+    return vbslq_f32(vcltq_f32(a, b), a, b);
+}
+static inline vf vf_max(vf a, vf b) {
+    return vbslq_f32(vcgtq_f32(a, b), a, b);
+}
+
+static inline vf vf_load_f16(const uint16_t *p) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
+}
+static inline vf vf_load_f16_n(const uint16_t *p, uint32_t n) {
+    uint16_t lanes[W] = {0};
+    memcpy(lanes, p, lane_bytes(n, sizeof *p));
+    return vf_load_f16(lanes);
+}
+static inline void vf_store_f16_n(uint16_t *p, vf v, uint32_t n) {
+    uint16_t lanes[W];
+    vst1_u16(lanes, vreinterpret_u16_f16(vcvt_f16_f32(v)));
+    memcpy(p, lanes, lane_bytes(n, sizeof *p));
+}
+static inline vf vf_load_i8(const int8_t *p) {
+    uint32_t four;
+    memcpy(&four, p, sizeof four);
+    int16x8_t wide = vmovl_s8(vreinterpret_s8_u32(vdup_n_u32(four)));
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
+}
+static inline vf vf_set1_f16(const uint8_t *p) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16((uint16_t)(p[0] | p[1] << 8))));
+}
+
+static inline v4 vf_sums(const vf *v) {
+    return vpaddq_f32(vpaddq_f32(v[0], v[1]), vpaddq_f32(v[2], v[3]));
+}
+
+static inline vu vu_iota(void) {
+    return (vu){0, 1, 2, 3};
+}
+static inline vu vu_load(const void *p) {
+    return vreinterpretq_u32_u8(vld1q_u8(p));
+}
+static inline vu vu_srlv(vu v, vu shift) {
+    return vshlq_u32(v, -vreinterpretq_s32_u32(shift));
+}
+
+static inline vf vf_gather(const float *x, const uint16_t *i) {
+    return (vf){x[i[0]], x[i[1]], x[i[2]], x[i[3]]};
+}
+static inline float f16_to_f32(uint16_t h) {
+    return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(h))), 0);
+}
+
+/* The low bytes of up to 16 entries, then their high bytes: lookups are in bytes. */
+typedef uint8x16x2_t lut_table;
+
+static inline lut_table lut_load(int bits, const uint16_t *lut) {
+    uint8x16_t first = vld1q_u8((const uint8_t *)lut),
+               second = bits == 4 ? vld1q_u8((const uint8_t *)(lut + 8)) : first;
+    return (lut_table){{vuzp1q_u8(first, second), vuzp2q_u8(first, second)}};
+}
+/* Byte 0 of a lane becomes an entry's low byte, byte 1 its high byte; the others are dropped. */
+static inline vf lut_at(int bits, const lut_table *table, vu codes) {
+    vu code = codes & (bits == 3 ? 7u : 15u), index = code | code << 8 | 0x1000u;
+    vu halves = vreinterpretq_u32_u8(vqtbl2q_u8(*table, vreinterpretq_u8_u32(index)));
+    return vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32(halves)));
+}
+
+typedef struct dwords {
+    vu part[4];
+} dwords;
+
+static inline dwords dwords_load(const uint8_t *p, uint32_t n) {
+    uint32_t padded[16] = {0};
+    memcpy(padded, p, n * sizeof *padded);
+    return (dwords){
+        {vld1q_u32(padded), vld1q_u32(padded + 4), vld1q_u32(padded + 8), vld1q_u32(padded + 12)}};
+}
+static inline vu dwords_at(const dwords *d, vu index) {
+    uint8x16x4_t bytes = {{vreinterpretq_u8_u32(d->part[0]), vreinterpretq_u8_u32(d->part[1]),
+                           vreinterpretq_u8_u32(d->part[2]), vreinterpretq_u8_u32(d->part[3])}};
+    vu at = index * 0x04040404u + 0x03020100u; /* of the four bytes of a dword */
+    return vreinterpretq_u32_u8(vqtbl4q_u8(bytes, vreinterpretq_u8_u32(at)));
+}
+
+#include "simd_matrix.h"
+
+#include "simd_ops.h"
+
+#include "simd_attention.h"
+
+static bool supported(void) {
+    return true; /* every 64-bit ARM processor has it */
+}
+
+const sq_kernels sq_kernels_neon = {
+    .name = "neon",
+    .supported = supported,
+    .types =
+        {
+            [SQ_TYPE_F32] = {f32_gemv, f32_expand_row},
+            [SQ_TYPE_F16] = {f16_gemv, f16_expand_row},
+            [SQ_TYPE_Q8_0] = {q8_0_gemv, q8_0_expand_row},
+            [SQ_TYPE_LUT3] = {lut3_gemv, lut3_expand_row},
+            [SQ_TYPE_LUT4] = {lut4_gemv, lut4_expand_row},
+        },
+    .gemm = gemm,
+    .rms_norm = rms_norm,
+    .layer_norm = layer_norm,
+    .gated = {[SQ_SILU] = silu_mul, [SQ_GELU] = gelu_mul},
+    .relu = relu,
+    .softcap = softcap,
+    .rope = rope,
+    .add = add,
+    .scale = scale,
+    .kv_store = {[SQ_KV_F16] = kv_store_f16, [SQ_KV_F32] = kv_store_f32, [SQ_KV_Q8] = kv_store_q8},
+    .attend = {[SQ_KV_F16] = attend_f16, [SQ_KV_F32] = attend_f32, [SQ_KV_Q8] = attend_q8},
+};
