@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arch import Tensor, by_source
+from .arch import Tensor
 from .checkpoint import Checkpoint, read_rows, row_blocks
 from .errors import ConvertError, first_line
 from .fisher import FisherFile
@@ -160,13 +160,13 @@ def fill(parameters: Mapping[str, Any], checkpoint: Checkpoint, tensors: Sequenc
 
     with _gpu_memory():
         for tensor in tensors:
-            if tensor.source not in parameters:
-                raise ConvertError(
-                    f"{checkpoint.path}: transformers' model has no parameter {tensor.source}."
-                )
-            weights = parameters[tensor.source].data[tensor.rows]
+            name, place = tensor.in_model
+            if name not in parameters:
+                raise ConvertError(f"{checkpoint.path}: transformers' model has no parameter {name}.")
+            weights = parameters[name].data[place]
             for start, stop in row_blocks(tensor.shape):
-                weights[start:stop].copy_(torch.from_numpy(read_rows(checkpoint, tensor, start, stop)))
+                values = read_rows(checkpoint, tensor, start, stop) - np.float32(tensor.plus)
+                weights[start:stop].copy_(torch.from_numpy(values))
 
 
 def check_loss(loss: Any, number: int) -> None:
@@ -182,16 +182,19 @@ def square_gradients(
     parameters: Mapping[str, Any], matrices: Sequence[Tensor], targets: Mapping[str, Any]
 ) -> None:
     """Has the square of each matrix's gradient added to its target as soon as it is known, and frees it."""
-    for source, parts in by_source(matrices).items():
+    parts_of: dict[str, list[Tensor]] = {}
+    for tensor in matrices:
+        parts_of.setdefault(tensor.in_model[0], []).append(tensor)
+    for name, parts in parts_of.items():
 
         def add_square(parameter: Any, parts: Sequence[Tensor] = parts) -> None:
             for tensor in parts:
-                gradient = parameter.grad[tensor.rows].float()
+                gradient = parameter.grad[tensor.in_model[1]].float()
                 targets[tensor.name].addcmul_(gradient, gradient)
             parameter.grad = None
 
-        parameters[source].requires_grad_(True)
-        parameters[source].register_post_accumulate_grad_hook(add_square)
+        parameters[name].requires_grad_(True)
+        parameters[name].register_post_accumulate_grad_hook(add_square)
 
 
 @contextmanager

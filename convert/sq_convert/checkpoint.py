@@ -81,7 +81,7 @@ def check_tensors(checkpoint: Checkpoint) -> list[Tensor]:
         )
     for tensor in tensors:
         name = checkpoint.own_name(tensor)
-        shape = tensor.source_shape if name == tensor.source else tensor.shape
+        shape = tensor.shape if name == tensor.name else tensor.source_shape
         if shapes[name] != shape:
             raise ConvertError(
                 f"{checkpoint.path}: {name} has shape {list(shapes[name])}; the configuration implies "

@@ -126,8 +126,10 @@ def _write_weights(file: QuantizedFile, tensors: Sequence[Tensor], folder: Path,
         for name, shard in zip(names, shards, strict=True):
             weights = {}
             for source, parts in shard.items():
-                weights[source] = np.concatenate([file.read(tensor.name) for tensor in parts])
-                step.advance(len(parts))
+                weights[source] = np.zeros(parts[0].source_shape, np.float32)
+                for tensor in parts:
+                    weights[source][tensor.rows] = file.read(tensor.name) - tensor.plus
+                    step.advance()
             save_file(weights, folder / name, metadata={"format": "pt"})
             (folder / name).chmod(0o666 & ~_umask())  # safetensors gives it to the owner alone
 

@@ -37,7 +37,8 @@ class FolderCheckpoint:
             )
         self.family = family_of_model_type(str(raw.get("model_type", "")))
         try:
-            self.config = AutoConfig.from_pretrained(path, local_files_only=True)
+            config = AutoConfig.from_pretrained(path, local_files_only=True)
+            self.config = config.get_text_config(decoder=True)
             self.family.check(self.config)
         except ConvertError:
             raise
@@ -61,12 +62,20 @@ class FolderCheckpoint:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return self._weights.shapes
 
+    @functools.cached_property
+    def _prefix(self) -> str:
+        """What the tensors' names have in place of "model."."""
+        embedding = self.family.tensors(self.config)[0].source.removeprefix("model.")
+        return next((p for p in self.family.prefixes if p + embedding in self._weights.shapes), "model.")
+
     def own_name(self, tensor: Tensor) -> str:
-        return tensor.source
+        name = tensor.source.removeprefix("model.")
+        return tensor.source if name == tensor.source else self._prefix + name
 
     def read_raw(self, tensor: Tensor, start: int, stop: int) -> NDArray[np.float32]:
         first = tensor.first_row
-        return self._weights.read_rows(tensor.source, first + start, first + stop)
+        rows = self._weights.read_rows(self.own_name(tensor), first + start, first + stop)
+        return np.add(rows, tensor.plus, dtype=np.float32)
 
     def tokenizer(self) -> Any:
         return load_tokenizer(self.path)

@@ -81,8 +81,9 @@ class OfficialCheckpoint:
     def read_raw(self, tensor: Tensor, start: int, stop: int) -> NDArray[np.float32]:
         if tensor.source in self._borrowed:
             return self._folder.read_raw(tensor, start, stop)
+        first = tensor.first_row
         with torch_tensors(self.path) as entries:
-            return _array(entries[tensor.source][start:stop])
+            return _array(entries[tensor.source][first + start : first + stop])
 
     def tokenizer(self) -> Any:
         return self._folder.tokenizer()

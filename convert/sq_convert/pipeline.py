@@ -280,7 +280,7 @@ def _entries(job: Job, tensor: Tensor) -> list[writer.Entry]:
         return [writer.f32_entry(tensor.name, tensor.shape, read)]
     if tensor.kind is Kind.TABLE:
         return [writer.table_entry(tensor.name, tensor.shape, job.options.head_bits, read)]
-    if not job.options.quantizes:
+    if tensor.kind is Kind.EXACT or not job.options.quantizes:
         return [writer.f16_entry(tensor.name, tensor.shape, read)]
     return _quantized_entries(job, tensor)
 

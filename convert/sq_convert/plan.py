@@ -68,13 +68,23 @@ def memory_bytes(options: Options, checkpoint: Checkpoint, tensors: Sequence[Ten
     largest = max(tensor.n_weights for tensor in tensors)
     peak = 16 * largest
     if options.calibrates:
-        config = checkpoint.config
+        keys = _sizes(checkpoint)
         weights = sum(tensor.n_weights for tensor in tensors)
         sums = sum(tensor.n_weights for tensor in tensors if tensor.kind is Kind.MATRIX)
-        width = 16 * config.hidden_size + 6 * config.intermediate_size  # activations a token keeps, per block
-        kept = options.seq_len * (width * config.num_hidden_layers + 4 * config.vocab_size)
+        n_ff = max(
+            keys["feed_forward_length"],
+            keys.get("expert_used_count", 0) * keys.get("expert_feed_forward_length", 0),
+        )
+        width = 16 * keys["embedding_length"] + 6 * n_ff  # activations a token keeps, per block
+        kept = options.seq_len * (width * keys["block_count"] + 4 * keys["vocab_size"])
         peak = max(peak, 4 * (weights + sums + largest + kept))
     return TORCH_BYTES + peak
+
+
+def _sizes(checkpoint: Checkpoint) -> dict[str, int]:
+    """The hyperparameters that are whole numbers, by GGUF key less the architecture."""
+    keys = checkpoint.family.keys(checkpoint.config)
+    return {key.partition(".")[2]: value for key, value in keys.items() if isinstance(value, int)}
 
 
 def calibrates_in_blocks(

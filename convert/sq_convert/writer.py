@@ -93,11 +93,13 @@ class _Pieces:
             raise ConvertError(f"{self._entry.name}: {written} bytes, announced as {self.nbytes}.")
 
 
-def add_numbers(writer: GGUFWriter, keys: Mapping[str, int | float | list[int]]) -> None:
-    """Stores int as u32, float as f32 and a list as i32."""
+def add_numbers(writer: GGUFWriter, keys: Mapping[str, bool | int | float | list[int]]) -> None:
+    """Stores int as u32, float as f32, bool as itself and a list as i32."""
     for key, value in keys.items():
         if isinstance(value, list):
             writer.add_key_value(key, value, GGUFValueType.ARRAY, GGUFValueType.INT32)
+        elif isinstance(value, bool):
+            writer.add_bool(key, value)
         elif isinstance(value, int):
             writer.add_uint32(key, value)
         else:

@@ -43,6 +43,17 @@ def rope(kind: str, **parameters: Any) -> dict[str, Any]:
 
 _WINDOWS = {"num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
 
+_GEMMA = {"num_hidden_layers": 3, "head_dim": 14, "query_pre_attn_scalar": 20, "sliding_window": 16}
+_GEMMA3_ROPE = {
+    "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+    },
+}
+_OPT = {"intermediate_size": None, "num_key_value_heads": None, "ffn_dim": 100, "init_std": 0.2}
+_EXPERTS = {"head_dim": 10, "num_experts": 9, "num_experts_per_tok": 3, "moe_intermediate_size": 36}
+
 # By model type and name. Every field that a family looks at differs from its default somewhere.
 VARIANTS: dict[tuple[str, str], dict[str, Any]] = {
     ("llama", "plain"): {},
@@ -56,6 +67,13 @@ VARIANTS: dict[tuple[str, str], dict[str, Any]] = {
     ("llama", "rope-llama3"): {"rope_parameters": LLAMA3_ROPE},
     ("llama", "rope-yarn"): {"rope_parameters": YARN},
     ("llama", "rope-yarn-mscale"): {"rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.5}},
+    ("gemma2", "plain"): _GEMMA | {"attn_logit_softcapping": 4.0, "final_logit_softcapping": 6.0},
+    ("gemma2", "tied"): _GEMMA | {"tie_word_embeddings": True, "hidden_size": 96, "attention_bias": True},
+    ("gemma2", "no-caps"): _GEMMA | {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+    ("gemma3_text", "plain"): _GEMMA,
+    ("gemma3_text", "tied"): _GEMMA
+    | {"tie_word_embeddings": True, "hidden_size": 96, "attention_bias": True},
+    ("gemma3_text", "rope"): _GEMMA | _GEMMA3_ROPE | {"final_logit_softcapping": 6.0},
     ("mistral", "plain"): {"sliding_window": None},
     ("mistral", "window"): {"sliding_window": 16},
     ("mistral", "nemo"): {"sliding_window": None, "head_dim": 16, "rope_parameters": LLAMA3_ROPE},
@@ -69,6 +87,15 @@ VARIANTS: dict[tuple[str, str], dict[str, Any]] = {
     ("smollm3", "plain"): {"num_hidden_layers": 4},
     ("smollm3", "nope"): {"no_rope_layers": [0, 1, 1], "num_hidden_layers": 3, "attention_bias": True},
     ("smollm3", "windows"): _WINDOWS | {"no_rope_layers": [1, 0, 1], "mlp_bias": True},
+    ("opt", "plain"): _OPT | {"tie_word_embeddings": True},
+    ("opt", "350m"): _OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 32},
+    ("opt", "no-bias"): _OPT | {"enable_bias": False, "word_embed_proj_dim": 96},
+    ("qwen3_moe", "plain"): _EXPERTS,
+    ("qwen3_moe", "mixed"): _EXPERTS
+    | {"mlp_only_layers": [0], "norm_topk_prob": True, "attention_bias": True},
+    ("qwen3_moe", "every-other"): _EXPERTS | {"decoder_sparse_step": 2, "num_experts_per_tok": 1},
+    ("qwen3_moe", "window"): _EXPERTS
+    | {"use_sliding_window": True, "sliding_window": 16, "num_experts_per_tok": 9},
     ("phi3", "plain"): {},
     ("phi3", "partial"): {"partial_rotary_factor": 0.6, "num_key_value_heads": 3},
     ("phi3", "window"): {"sliding_window": 16},

@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 
 from ..errors import ConvertError
 from .decoder import Keys
+from .gemma import Gemma2, Gemma3
 from .llama import Llama
 from .mistral import Mistral
+from .opt import Opt
 from .phi3 import Phi3
 from .qwen2 import Qwen2
 from .qwen3 import Qwen3
+from .qwen3moe import Qwen3Moe
 from .smollm3 import SmolLM3
 from .tensors import Kind, Tensor, by_source
 
@@ -35,6 +38,10 @@ class Family(Protocol):
     def model_class(self) -> str:
         """The class of transformers that a GGUF file's configuration lacks."""
 
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """What checkpoints may have at the beginning of their tensors' names in place of "model."."""
+
     def check(self, config: Any) -> None:
         """Raises ConvertError where the configuration asks for something that is not supported."""
 
@@ -45,18 +52,23 @@ class Family(Protocol):
         """Whether a checkpoint may hold a tensor of this name without any meaning."""
 
     def keys(self, config: Any) -> Keys:
-        """Hyperparameters by GGUF key; int is stored as u32, float as f32, a list as i32."""
+        """Hyperparameters by GGUF key, as :func:`sq_convert.writer.add_numbers` stores them."""
 
     def vectors(self, config: Any) -> dict[str, NDArray[np.float32]]:
         """Tensors of the file that the configuration alone implies, by GGUF name."""
 
 
 _FAMILIES: dict[str, Family] = {
+    "gemma2": Gemma2(),
+    "gemma3": Gemma3(),
+    "gemma3_text": Gemma3(),
     "llama": Llama(),
     "mistral": Mistral(),
+    "opt": Opt(),
     "phi3": Phi3(),
     "qwen2": Qwen2(),
     "qwen3": Qwen3(),
+    "qwen3_moe": Qwen3Moe(),
     "smollm3": SmolLM3(),
 }
 _GGUF_FAMILIES = {family.gguf_name: family for family in reversed(_FAMILIES.values())}

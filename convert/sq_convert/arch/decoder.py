@@ -19,7 +19,7 @@ _FIELDS = (
     "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps",
     "tie_word_embeddings", "rope_parameters", "rope_theta", "rope_scaling",
 )  # fmt: skip
-Keys = dict[str, int | float | list[int]]
+Keys = dict[str, bool | int | float | list[int]]
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,19 @@ class Decoder:
     model_class: ClassVar[str]
     fields: ClassVar[tuple[str, ...]] = ()  # of config.json that this family looks at
     neutral: ClassVar[tuple[tuple[str, Any], ...]] = ()  # fields and the value by which they mean nothing
+    activation: ClassVar[tuple[str, str]] = ("hidden_act", "silu")  # its field and the only one
+    norm_offset: ClassVar[float] = 0.0  # what a norm's weights in the file have more than the checkpoint's
+    prefixes: ClassVar[tuple[str, ...]] = ("model.",)  # what may stand there in a checkpoint's names
     partial_rotary: ClassVar[bool] = False  # transformers heeds partial_rotary_factor
     interleaved: ClassVar[bool] = False  # llama.cpp's files interleave the rows of q and k
 
     def check(self, config: Any) -> None:
         check_fields(config, (*_FIELDS, *self.fields), self.neutral)
-        if config.hidden_act != "silu":
-            raise ConvertError(f"config.json: hidden_act is {config.hidden_act!r}; only 'silu' is supported.")
+        field, expected = self.activation
+        if getattr(config, field) != expected:
+            raise ConvertError(
+                f"config.json: {field} is {getattr(config, field)!r}; only {expected!r} is supported."
+            )
         if config.num_attention_heads % config.num_key_value_heads:
             raise ConvertError(
                 f"config.json: {config.num_attention_heads} attention heads cannot share "
@@ -97,7 +103,7 @@ class Decoder:
         tensors = [Tensor("token_embd.weight", "model.embed_tokens.weight", table, Kind.TABLE)]
         for block in range(config.num_hidden_layers):
             tensors += self._block(config, block)
-        tensors.append(Tensor("output_norm.weight", "model.norm.weight", (config.hidden_size,), Kind.VECTOR))
+        tensors.append(self._norm("output_norm", "model.norm", config.hidden_size))
         if not config.tie_word_embeddings:
             tensors.append(Tensor("output.weight", "lm_head.weight", table, Kind.TABLE))
         return tensors
@@ -105,7 +111,7 @@ class Decoder:
     def _block(self, config: Any, block: int) -> Iterator[Tensor]:
         blk, layer = f"blk.{block}", f"model.layers.{block}"
         for name, source, n in self.norms(config):
-            yield Tensor(f"{blk}.{name}.weight", f"{layer}.{source}.weight", (n,), Kind.VECTOR, block)
+            yield self._norm(f"{blk}.{name}", f"{layer}.{source}", n, block)
         for linear in self.linears(config):
             name, source = f"{blk}.{linear.name}", f"{layer}.{linear.source}"
             heads = linear.rotary_heads if self.interleaved else 0
@@ -115,6 +121,9 @@ class Decoder:
             )
             if linear.bias:
                 yield Tensor(f"{name}.bias", f"{source}.bias", (linear.n_out,), Kind.VECTOR, block, *rows)
+
+    def _norm(self, name: str, source: str, n: int, block: int | None = None) -> Tensor:
+        return Tensor(f"{name}.weight", f"{source}.weight", (n,), Kind.VECTOR, block, plus=self.norm_offset)
 
     def ignored(self, name: str) -> bool:
         # Old checkpoints store the rotation frequencies; tied ones sometimes store the head again; a GGUF

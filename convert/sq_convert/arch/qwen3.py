@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from .decoder import Decoder, typed_windows
 from .qwen2 import WINDOW_FIELDS
@@ -12,7 +12,7 @@ from .rope import head_dim
 class Qwen3(Decoder):
     gguf_name = "qwen3"
     model_class = "Qwen3ForCausalLM"
-    fields = ("attention_bias", *WINDOW_FIELDS)
+    fields: ClassVar[tuple[str, ...]] = ("attention_bias", *WINDOW_FIELDS)
 
     def norms(self, config: Any) -> list[tuple[str, str, int]]:
         return [

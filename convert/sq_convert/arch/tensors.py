@@ -6,12 +6,14 @@ import enum
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 
 class Kind(enum.Enum):
     """How a tensor is stored."""
 
     MATRIX = "matrix"  # a block's linear layer: quantized
+    EXACT = "exact"  # a small matrix, or one with much effect: F16
     TABLE = "table"  # embedding or head: Q8_0 or F16
     VECTOR = "vector"  # norm or bias: F32
 
@@ -31,6 +33,8 @@ class Tensor:
     rotary_heads: int = 0  # of q and k: heads whose rows llama.cpp's files interleave
     first_row: int = 0  # where it begins in the source
     source_rows: int = 0  # rows of the source; 0: there is no more than this tensor
+    plus: float = 0.0  # what its values have more than the source's
+    parameter: tuple[str, Any] | None = None  # of transformers' model, and where in it; None: as the source
 
     @property
     def n_weights(self) -> int:
@@ -44,6 +48,11 @@ class Tensor:
     def rows(self) -> slice:
         """Where the tensor lies in its source."""
         return slice(self.first_row, self.first_row + self.shape[0])
+
+    @property
+    def in_model(self) -> tuple[str, Any]:
+        """The parameter of transformers' model that holds the tensor, and the tensor's place in it."""
+        return self.parameter or (self.source, self.rows)
 
 
 def by_source(tensors: Iterable[Tensor]) -> dict[str, list[Tensor]]:
