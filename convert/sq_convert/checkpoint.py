@@ -18,9 +18,7 @@ from .official import OfficialCheckpoint
 from .options import PACKED_SUFFIXES
 from .quantize import F16_MAX
 
-ROWS_AT_ONCE_WEIGHTS = (
-    1 << 22
-)  # weights read or converted at a time, so that memory does not depend on a vocabulary
+ROWS_AT_ONCE_WEIGHTS = 1 << 20  # read or converted at a time, so that large vocabularies take no memory
 
 
 class Checkpoint(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import errno
 import logging
 import os
@@ -16,6 +17,7 @@ from .errors import ConvertError, UsageError
 from .options import METHODS, Options
 from .progress import Progress
 
+_M_MMAP_THRESHOLD = -3  # of malloc.h
 _CALIBRATING = ("calibration", "samples", "seq_len", "seed", "device")
 _QUANTIZING = ("bits", "outliers", "sensitive", "method", "fisher", *_CALIBRATING)
 
@@ -25,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(arguments)
     _set_environment()
+    _return_memory()
     progress = Progress()
     try:
         if args.dequantize:
@@ -177,6 +180,17 @@ def _set_environment() -> None:
     os.environ["MKL_CBWR"] = "AVX2,STRICT"
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logging.getLogger("gguf").setLevel(logging.ERROR)
+
+
+def _return_memory() -> None:
+    """Has large arrays go back to the system when they are freed.
+
+    The GNU C library would raise its limit for that to 32 MB and keep the pieces, so that a process grows
+    beyond what its arrays take at any time, and beyond what --dry-run states.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 22)
 
 
 def _os_error(error: OSError, out: Path) -> str:

@@ -15,7 +15,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from . import __version__, plan, writer
+from . import __version__, memory, plan, writer
 from .arch import Kind, Tensor
 from .blocks import FLOW_FILES, BlockCalibration
 from .calibrate import choose_device, choose_sequences, read_text, sum_fisher
@@ -53,6 +53,7 @@ class Job:
     sequences: NDArray[np.int64] | None  # [samples, seq_len], where the method calibrates
     calibration: str  # squeezellm.calibration
     gradients: GradientFolder | None  # with --fisher
+    in_blocks: bool  # whether calibration runs block by block
 
     @property
     def matrices(self) -> list[Tensor]:
@@ -79,7 +80,7 @@ def convert(options: Options, progress: Progress) -> None:
     with job.work.locked():
         for sentence in job.work.keep_matching(_descriptions(job), STAGE_FILES):
             progress.say(sentence)
-        plan.check_space(options, job.tensors, job.work.path)
+        plan.check_space(job.options, job.checkpoint, job.tensors, job.in_blocks, job.work.path)
         if options.calibrates:
             _calibrate(job)
         if options.quantizes:
@@ -92,10 +93,13 @@ def convert(options: Options, progress: Progress) -> None:
 def dry_run(options: Options, progress: Progress) -> None:
     """Says what :func:`convert` would do and need."""
     checkpoint, options = _open(options)
-    tensors = check_tensors(checkpoint)
+    has_weights = bool(checkpoint.shapes())
+    tensors = check_tensors(checkpoint) if has_weights else checkpoint.family.tensors(checkpoint.config)
     device = choose_device(options.device) if options.calibrates else "cpu"
     for line in plan.describe(options, checkpoint, tensors, device):
         print(line)
+    if not has_weights:
+        print(f"weights  none in {checkpoint.path} yet; all this is what config.json implies")
 
 
 def _open(options: Options) -> tuple[Checkpoint, Options]:
@@ -131,9 +135,18 @@ def _check(options: Options, progress: Progress) -> Job:
     if options.calibrates:
         device = choose_device(options.device)
         sequences, calibration = _calibration(options, checkpoint, tokenizer)
-    work = WorkFolder(options.out)
     return Job(
-        options, progress, checkpoint, tensors, tokenizer, work, device, sequences, calibration, gradients
+        options,
+        progress,
+        checkpoint,
+        tensors,
+        tokenizer,
+        WorkFolder(options.out),
+        device,
+        sequences,
+        calibration,
+        gradients,
+        memory.calibrates_in_blocks(options, checkpoint, tensors, device),
     )
 
 
@@ -195,7 +208,7 @@ def _calibrate(job: Job) -> None:
     files = job.fisher_files
     if files.complete():
         job.progress.say("calibrate: done already.")
-    elif plan.calibrates_in_blocks(job.options, job.checkpoint, job.tensors, job.device):
+    elif job.in_blocks:
         _calibrate_in_blocks(job, job.sequences, files)
     else:
         _calibrate_whole(job, job.sequences, files.whole)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from . import memory
 from .arch import Kind, Tensor
 from .checkpoint import Checkpoint
 from .errors import ConvertError
@@ -15,8 +16,9 @@ from .progress import duration, size
 from .quantize import part_bytes
 from .writer import Q8_BLOCK, Q8_BLOCK_BYTES
 
-TORCH_BYTES = 600_000_000  # Python with torch and transformers loaded
 CLUSTER_SECONDS = {3: 330e-9, 4: 470e-9}  # per weight and thread, measured
+PLAIN_SECONDS = {3: 40e-9, 4: 65e-9}  # per weight, of rtn and of packed checkpoints, on one thread
+DISK_BYTES_PER_SECOND = 500e6
 METADATA_BYTES = 200  # per token of the vocabulary: texts, merges, tokenizer.json
 
 
@@ -25,7 +27,7 @@ def tensor_bytes(options: Options, tensor: Tensor) -> int:
     if tensor.kind is Kind.VECTOR:
         return 4 * tensor.n_weights
     if tensor.kind is Kind.MATRIX and options.quantizes:
-        kept = min(100.0, options.outliers + (options.sensitive if options.calibrates else 0))
+        kept = min(100.0, options.outliers + (options.sensitive if options.uses_fisher else 0))
         return part_bytes(tensor.shape, options.bits, round(tensor.n_weights * kept / 100))
     if tensor.kind is Kind.TABLE and options.head_bits == 8 and tensor.shape[1] % Q8_BLOCK == 0:
         return tensor.n_weights // Q8_BLOCK * Q8_BLOCK_BYTES
@@ -43,18 +45,25 @@ def output_bytes(options: Options, tensors: Sequence[Tensor]) -> int:
     return sum(tensor_bytes(options, tensor) for tensor in tensors) + METADATA_BYTES * n_vocab
 
 
-def work_bytes(options: Options, tensors: Sequence[Tensor]) -> int:
-    """Bytes that the work folder grows to: Fisher sums (twice while they are saved) and quantized blocks."""
+def work_bytes(options: Options, checkpoint: Checkpoint, tensors: Sequence[Tensor], in_blocks: bool) -> int:
+    """Bytes that the work folder grows to: quantized blocks; Fisher sums, twice while they are saved whole;
+    block by block, what flows between blocks."""
     matrices = [tensor for tensor in tensors if tensor.kind is Kind.MATRIX]
-    fisher = 8 * sum(tensor.n_weights for tensor in matrices) if options.calibrates else 0
+    sums = 4 * sum(tensor.n_weights for tensor in matrices)
+    fisher = 0
+    if options.calibrates:
+        fisher = sums + (memory.flow_bytes(options, checkpoint) if in_blocks else sums)
     blocks = sum(tensor_bytes(options, tensor) for tensor in matrices) if options.quantizes else 0
     return fisher + blocks
 
 
-def check_space(options: Options, tensors: Sequence[Tensor], work: Path) -> None:
+def check_space(
+    options: Options, checkpoint: Checkpoint, tensors: Sequence[Tensor], in_blocks: bool, work: Path
+) -> None:
     """Raises ConvertError where the disk has too little room for the work folder and the output."""
     present = sum(path.stat().st_size for path in work.glob("*") if path.is_file())
-    needed = output_bytes(options, tensors) + work_bytes(options, tensors) - present
+    needed = output_bytes(options, tensors) + work_bytes(options, checkpoint, tensors, in_blocks)
+    needed -= present
     free = shutil.disk_usage(work).free
     if free < needed:
         raise ConvertError(
@@ -63,53 +72,12 @@ def check_space(options: Options, tensors: Sequence[Tensor], work: Path) -> None
         )
 
 
-def memory_bytes(options: Options, checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> int:
-    """Peak memory of a conversion on the CPU, roughly."""
-    largest = max(tensor.n_weights for tensor in tensors)
-    peak = 16 * largest
-    if options.calibrates:
-        keys = _sizes(checkpoint)
-        weights = sum(tensor.n_weights for tensor in tensors)
-        sums = sum(tensor.n_weights for tensor in tensors if tensor.kind is Kind.MATRIX)
-        n_ff = max(
-            keys["feed_forward_length"],
-            keys.get("expert_used_count", 0) * keys.get("expert_feed_forward_length", 0),
-        )
-        width = 16 * keys["embedding_length"] + 6 * n_ff  # activations a token keeps, per block
-        kept = options.seq_len * (width * keys["block_count"] + 4 * keys["vocab_size"])
-        peak = max(peak, 4 * (weights + sums + largest + kept))
-    return TORCH_BYTES + peak
-
-
-def _sizes(checkpoint: Checkpoint) -> dict[str, int]:
-    """The hyperparameters that are whole numbers, by GGUF key less the architecture."""
-    keys = checkpoint.family.keys(checkpoint.config)
-    return {key.partition(".")[2]: value for key, value in keys.items() if isinstance(value, int)}
-
-
-def calibrates_in_blocks(
-    options: Options, checkpoint: Checkpoint, tensors: Sequence[Tensor], device: str
-) -> bool:
-    """Whether calibration has to run block by block, since the memory that is free now holds no more."""
-    return memory_bytes(options, checkpoint, tensors) > available_bytes(device)
-
-
-def available_bytes(device: str) -> int:
-    """Memory that a new process could have, of the GPU where ``device`` is one."""
-    if device == "cuda":
-        import torch
-
-        return int(torch.cuda.mem_get_info()[0])
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return 1024 * int(fields["MemAvailable"].split()[0])
-
-
 def quantization(options: Options) -> str:
     """The method in words."""
     if not options.quantizes:
         return "matrices in F16"
     kept = f"{options.outliers:g} % outliers"
-    if options.calibrates:
+    if options.uses_fisher:
         kept += f" and {options.sensitive:g} % sensitive weights"
     return f"{options.bits} bits by {options.method}, {kept} kept"
 
@@ -130,27 +98,32 @@ def describe(options: Options, checkpoint: Checkpoint, tensors: Sequence[Tensor]
     if options.quantizes:
         bits = 8 * sum(tensor_bytes(options, tensor) for tensor in matrices) / n_matrix
         lines.append(f"         {bits:.2f} bits per quantized weight, tables and kept weights included")
-    lines.append(f"disk     about {size(work_bytes(options, tensors))} more while converting")
-    lines.append(f"memory   about {size(memory_bytes(options, checkpoint, tensors))}")
-    lines.append(f"time     about {duration(_seconds(options, n_all, n_matrix, device))}")
+    in_blocks = memory.calibrates_in_blocks(options, checkpoint, tensors, device)
+    disk = work_bytes(options, checkpoint, tensors, in_blocks)
+    lines.append(f"disk     about {size(disk)} more while converting")
+    lines.append(f"memory   about {size(memory.peak_bytes(options, checkpoint, tensors, in_blocks))}")
+    if in_blocks:
+        whole = memory.peak_bytes(options, checkpoint, tensors, in_blocks=False)
+        lines.append(f"         calibration block by block; with {size(whole)} free it would be quicker")
+    n_flow = memory.flow_bytes(options, checkpoint) if in_blocks else 0
+    lines.append(f"time     about {duration(_seconds(options, n_all, n_matrix, device, n_flow))}")
     return lines
 
 
-def _seconds(options: Options, n_all: int, n_matrix: int, device: str) -> float:
+def _seconds(options: Options, n_all: int, n_matrix: int, device: str, n_flow: int) -> float:
+    """Time of a conversion; ``n_flow`` bytes flow between blocks where calibration runs block by block."""
     seconds = 15 + n_all * 20e-9  # loading libraries, reading, hashing, writing
-    if options.quantizes and options.method != "rtn":
-        seconds += n_matrix * CLUSTER_SECONDS[options.bits] / options.threads
+    if options.quantizes:
+        plain = options.method == "rtn" or options.packed
+        costs = PLAIN_SECONDS[options.bits] if plain else CLUSTER_SECONDS[options.bits] / options.threads
+        seconds += n_matrix * costs
     if options.calibrates:
         # Forward 2, gradients of activations 2, of weights 2 operations per weight and token; attention, the
-        # head's softmax and what is no product cost about as much again on a small model.
-        seconds += (
-            2
-            * 6
-            * n_all
-            * options.samples
-            * options.seq_len
-            / _operations_per_second(device, options.threads)
-        )
+        # head's softmax and what is no product cost about as much again on a small model. Block by block, the
+        # forward part is done twice, and weights and flow are read twice.
+        n_operations = (16 if n_flow else 12) * n_all * options.samples * options.seq_len
+        seconds += n_operations / _operations_per_second(device, options.threads)
+        seconds += (2 * 2 * n_all + 3 * n_flow) / DISK_BYTES_PER_SECOND if n_flow else 0
     return seconds
 
 

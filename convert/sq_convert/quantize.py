@@ -109,5 +109,7 @@ def _uniform_rows(
     indices = np.zeros(values.shape, np.uint8)
     for j in range(1, k):  # entries ascend: past each midpoint the next one is nearer
         middle = (entries[:, j - 1 : j].astype(np.float64) + entries[:, j : j + 1]) / 2
-        indices[values > middle] = j
+        below = middle.astype(np.float32)  # the f32 at or below it: exact, and several times as quick
+        below = np.where(below > middle, np.nextafter(below, -np.inf, dtype=np.float32), below)
+        indices += values > below
     return table, indices

@@ -17,7 +17,7 @@ from conftest import Convert
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch_file
-from sq_convert import plan
+from sq_convert import memory, plan
 from sq_convert.cli import main
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -260,11 +260,11 @@ def test_the_same_seed_gives_the_same_bytes_on_any_number_of_threads(
 KILL = """
 import os, signal, sys
 import sq_convert.{module} as module
-from sq_convert import calibrate, plan
+from sq_convert import calibrate, memory
 from sq_convert.cli import main
 calibrate.SAVE_SECONDS, calibrate.SAVE_SHARE = 0, 1e9  # save after every sequence
 if {in_blocks}:
-    plan.available_bytes = lambda device: 0
+    memory.available_bytes = lambda device: 0
 owner = {owner}
 original, calls = owner.{function}, 0
 def counted(*arguments):
@@ -319,7 +319,7 @@ def test_a_killed_conversion_goes_on_and_gives_the_same_bytes(
 ) -> None:  # fmt: skip
     """Calibration block by block gives the same bytes too."""
     if where.get("in_blocks"):
-        monkeypatch.setattr(plan, "available_bytes", lambda device: 0)
+        monkeypatch.setattr(memory, "available_bytes", lambda device: 0)
     out = tmp_path / "m.sq.gguf"
     assert run_killed(stories, out, *CALIBRATION, **where).returncode == -signal.SIGKILL
     assert not out.exists()

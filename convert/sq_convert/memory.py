@@ -1,0 +1,128 @@
+"""How much memory a conversion takes at its peak, and whether calibration fits into what is free.
+
+Each stage is the sum of the arrays that it holds at once; the constants are measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .arch import Kind, Tensor
+from .checkpoint import Checkpoint
+from .gguf_file import GgufCheckpoint
+from .options import Options
+from .quantize import part_bytes
+
+_LIBRARIES = 345_000_000  # Python with torch, transformers and what they bring
+_CALIBRATION = 65_000_000  # the calibration text as tokens, PyTorch's backward pass loaded
+_TOKEN = 1_000  # of a vocabulary: its tokenizer, and its verification
+_GGUF_TOKEN = 5_200  # while the gguf package reads a vocabulary
+_ROWS = 50_000_000  # the rows that are read and converted at a time, file buffers
+_PACKED = 18  # a weight of a packed matrix: indices, decoded values, what is added, their sum
+
+
+def peak_bytes(options: Options, checkpoint: Checkpoint, tensors: Sequence[Tensor], in_blocks: bool) -> int:
+    """Peak memory of a conversion on the CPU; ``in_blocks`` says how it calibrates, if it does."""
+    n_vocab = tensors[0].shape[0]
+    stages = [_ROWS]
+    if options.quantizes:
+        stages.append(_quantize_bytes(options, tensors))
+    if options.calibrates:
+        stages.append(_CALIBRATION + calibration_bytes(options, checkpoint, tensors, in_blocks, 4))
+    peak = _LIBRARIES + _TOKEN * n_vocab + max(stages)
+    if isinstance(checkpoint, GgufCheckpoint):
+        peak = max(peak, _LIBRARIES + _GGUF_TOKEN * n_vocab)
+    return peak
+
+
+def calibrates_in_blocks(
+    options: Options, checkpoint: Checkpoint, tensors: Sequence[Tensor], device: str
+) -> bool:
+    """Whether calibration has to run block by block, since the memory that is free now holds no more."""
+    if device == "cuda":
+        needed = calibration_bytes(options, checkpoint, tensors, in_blocks=False, weight_bytes=2)
+    else:
+        needed = peak_bytes(options, checkpoint, tensors, in_blocks=False)
+    return options.calibrates and needed > available_bytes(device)
+
+
+def calibration_bytes(
+    options: Options, checkpoint: Checkpoint, tensors: Sequence[Tensor], in_blocks: bool, weight_bytes: int
+) -> int:
+    """What calibration holds at once: weights, Fisher sums in f32, gradients, activations."""
+    sizes = _sizes(checkpoint)
+    largest = max(_parameter_weights(tensors).values())
+    n_rest = sum(tensor.n_weights for tensor in tensors if tensor.block is None)
+    n_ff = max(
+        sizes["feed_forward_length"],
+        sizes.get("expert_used_count", 0) * sizes.get("expert_feed_forward_length", 0),
+    )
+    # What a backward pass needs of a block and token: inputs of its matrices and norms, attention's parts.
+    kept = options.seq_len * (14 * sizes["embedding_length"] + 5 * n_ff)
+    logits = 4 * options.seq_len * sizes["vocab_size"]  # themselves, shifted, their softmax, their gradient
+    if not in_blocks:
+        n_weights = sum(tensor.n_weights for tensor in tensors)
+        n_sums = sum(tensor.n_weights for tensor in tensors if tensor.kind is Kind.MATRIX)
+        return weight_bytes * (n_weights + largest + kept * sizes["block_count"] + logits) + 4 * n_sums
+    block = [tensor for tensor in tensors if tensor.block == _largest_block(tensors)]
+    n_block = sum(tensor.n_weights for tensor in block)
+    n_sums = sum(tensor.n_weights for tensor in block if tensor.kind is Kind.MATRIX)
+    of_head = n_rest + max(logits, n_block)  # the first block is there when the model's calls are recorded
+    return max(weight_bytes * of_head, weight_bytes * (n_block + 2 * largest + kept) + 4 * n_sums)
+
+
+def flow_bytes(options: Options, checkpoint: Checkpoint) -> int:
+    """Disk that calibration block by block needs for what flows between blocks."""
+    sizes = _sizes(checkpoint)
+    states = (sizes["block_count"] + 2) * options.samples * options.seq_len
+    return 4 * states * sizes["embedding_length"]
+
+
+def available_bytes(device: str) -> int:
+    """Memory that a new process could have, of the GPU where ``device`` is one."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0])
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return 1024 * int(fields["MemAvailable"].split()[0])
+
+
+def _quantize_bytes(options: Options, tensors: Sequence[Tensor]) -> int:
+    """The largest matrix being quantized, and the results of its block before they are written."""
+    matrices = [tensor for tensor in tensors if tensor.kind is Kind.MATRIX]
+    kept = options.outliers > 0 or options.sensitive > 0
+    of_weight = 4 + 4 * options.uses_fisher + (8 if kept else 4.5)  # values, sensitivities, scores and copies
+    largest = max(tensor.n_weights for tensor in matrices)
+    block = _largest_block(tensors)
+    done = sum(
+        part_bytes(t.shape, options.bits, round(t.n_weights * (options.outliers + options.sensitive) / 100))
+        for t in matrices
+        if t.block == block
+    )
+    return round(largest * (_PACKED if options.packed else of_weight)) + done
+
+
+def _largest_block(tensors: Sequence[Tensor]) -> int:
+    sizes: dict[int, int] = {}
+    for tensor in tensors:
+        if tensor.block is not None:
+            sizes[tensor.block] = sizes.get(tensor.block, 0) + tensor.n_weights
+    return max(sizes, key=lambda block: sizes[block])
+
+
+def _parameter_weights(tensors: Sequence[Tensor]) -> dict[str, int]:
+    """Weights of each parameter with a gradient, by its name in transformers' model."""
+    sizes: dict[str, int] = {}
+    for tensor in tensors:
+        if tensor.kind is Kind.MATRIX:
+            name = tensor.in_model[0]
+            sizes[name] = sizes.get(name, 0) + tensor.n_weights
+    return sizes
+
+
+def _sizes(checkpoint: Checkpoint) -> dict[str, int]:
+    """The hyperparameters that are whole numbers, by GGUF key less the architecture."""
+    keys = checkpoint.family.keys(checkpoint.config)
+    return {key.partition(".")[2]: value for key, value in keys.items() if isinstance(value, int)}
