@@ -3,7 +3,8 @@
 #   make run [PROMPT="What is gravity?"]   chat with SmolLM2-135M-Instruct at 4 bits
 #   make test                              all tests and the linters
 #   make lint                              the linters alone
-#   make bench                             speed beside llama.cpp, into docs/BENCHMARKS.md
+#   make bench                             speed and memory of our models
+#   make bench-peers                       the same beside llama.cpp, into docs/BENCHMARKS.md
 #   make clean                             removes what was built and converted; .venv stays
 #
 # PYTHON=python3.12 chooses the interpreter that .venv is made with.
@@ -20,7 +21,7 @@ SET_UP := scripts/setup.sh pyproject.toml constraints.txt CMakeLists.txt $(C_SOU
 run: export SQ_RUN_PROMPT := $(value PROMPT)
 unexport PROMPT
 
-.PHONY: run setup test lint bench clean
+.PHONY: run setup test lint bench bench-peers clean
 
 run: $(STAMPS)/run $(MODEL)
 	@scripts/run.sh $(MODEL)
@@ -33,8 +34,11 @@ test: $(STAMPS)/test
 lint: $(STAMPS)/test
 	@scripts/lint.sh
 
-bench: $(STAMPS)/run $(MODEL)
-	@tests/bench/run.sh
+bench: $(STAMPS)/run
+	@tests/bench/run.sh ours
+
+bench-peers: $(STAMPS)/run
+	@tests/bench/run.sh peers
 
 clean:
 	@rm -rf build models-cache $(STAMPS) .pytest_cache .mypy_cache .ruff_cache

@@ -1,160 +1,126 @@
-"""Measure sq-bench and llama.cpp side by side and write the tables of docs/BENCHMARKS.md.
+"""Measure sq-bench, and with --peer-python llama.cpp beside it, and write the tables of docs/BENCHMARKS.md.
 
-usage: bench.py --smollm2 SMOLLM2.gguf --work FOLDER --peer-python PYTHON --out docs/BENCHMARKS.md
+usage: bench.py --smollm2 SMOLLM2.gguf --work FOLDER --out FILE.md [--peer-python PYTHON]
 
 Two models: SmolLM2-135M, and random weights in TinyLlama's shape (1.1B). Ours are converted at 4 and 3
 bits with 0.45 % outliers by round-to-nearest, which is quick and costs the runtime exactly what any other
 method does. Peers are quantized by llama.cpp from the same file. Every round measures every candidate
 once, so that a drift of the machine meets all of them; the tables hold medians.
+
+With peers a chart is drawn beside FILE.md, and what stands in FILE.md from "## Targets" on stays as it is.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
+import re
 import subprocess
 import sys
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-HERE = Path(__file__).parent
-PEER_TYPES = ["Q4_0", "IQ4_NL", "Q4_K_S", "Q3_K_S"]
+import startup
+import tables
+from candidates import HERE, SCRIPTS, Candidate, Case, Ours, Peer
+from random_model import SHAPE
 
-
-@dataclass
-class Candidate(ABC):
-    """One model file under one runtime, and what was measured of it."""
-
-    label: str
-    path: Path
-    samples: list[dict[str, float]] = field(default_factory=list)
-
-    @abstractmethod
-    def measure(self, args: argparse.Namespace) -> None:
-        """Appends one sample: tokens a second as `prompt` and `generation`."""
-
-    def median(self, key: str) -> float | None:
-        values = [s[key] for s in self.samples if key in s]
-        return statistics.median(values) if values else None
-
-
-class Ours(Candidate):
-    def measure(self, args: argparse.Namespace) -> None:
-        command = [str(Path(sys.executable).parent / "sq-bench"), str(self.path), "-p", str(args.prompt)]
-        command += ["-n", str(args.generate), "-r", "3", "--threads", str(args.threads), "--json"]
-        found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-        self.samples.append(
-            {
-                "prompt": found["prompt_tokens_per_second"],
-                "generation": found["generation_tokens_per_second"],
-                "bytes": found["weight_bytes_per_token"],
-                "read": found["read_gb_per_second"],
-            }
-        )
-
-
-class Peer(Candidate):
-    """Its process stays: llama.cpp loads the model once, as a chat would."""
-
-    process: subprocess.Popen[str] | None = None
-
-    def measure(self, args: argparse.Namespace) -> None:
-        if self.process is None:
-            command = [args.peer_python, str(HERE / "peer.py"), "bench", str(self.path)]
-            command += [str(args.prompt), str(args.generate), str(args.threads)]
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            self._line()
-        assert self.process.stdin
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        self.samples.append(json.loads(self._line()))
-
-    def _line(self) -> str:
-        assert self.process
-        output: IO[str] | None = self.process.stdout
-        line = output.readline() if output else ""
-        if not line:
-            sys.exit(f"{self.path.name}: llama.cpp stopped")
-        return line
-
-    def close(self) -> None:
-        if self.process:
-            self.process.communicate()
+PEER_TYPES = ["Q4_0", "IQ4_NL", "Q4_K_S", "Q3_K_S", "IQ3_S"]
+HAND_WRITTEN = re.compile(r"^## Targets", re.MULTILINE)
 
 
 def make(out: Path, command: list[str]) -> Path:
-    """Runs `command` + [partial file] unless `out` is there."""
+    """Runs `command`, which writes `out`, unless it is there."""
     if not out.exists():
         print(f"making {out.name}", flush=True)
-        subprocess.run(command, check=True)
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
     return out
 
 
+def ours(name: str, source: Path, bits: int, args: argparse.Namespace, **more: Any) -> Ours:
+    convert = [str(SCRIPTS / "sq-convert"), str(source), "--method", "rtn", "--bits", str(bits)]
+    out = args.work / f"{name}-{bits}.sq.gguf"
+    label = f"**SqueezeLLM {bits} bits + 0.45 %**"
+    return Ours(label, make(out, [*convert, "-o", str(out)]), args.threads, **more)
+
+
+def peer(name: str, source: Path, kind: str, args: argparse.Namespace, n_ctx: int) -> Peer:
+    out = args.work / f"{name}-{kind}.gguf"
+    command = [args.peer_python, str(HERE / "peer.py"), "quantize", str(source), str(out), kind]
+    return Peer(f"llama.cpp {kind}", make(out, command), args.threads, python=args.peer_python, n_ctx=n_ctx)
+
+
 def candidates(name: str, source: Path, args: argparse.Namespace) -> list[Candidate]:
-    convert = [str(Path(sys.executable).parent / "sq-convert"), str(source), "--method", "rtn"]
-    found: list[Candidate] = []
-    for bits in (4, 3):
-        out = args.work / f"{name}-{bits}.sq.gguf"
-        make(out, [*convert, "--bits", str(bits), "-o", str(out)])
-        found.append(Ours(f"**SqueezeLLM {bits} bits + 0.45 %**", out))
-    for kind in PEER_TYPES:
-        out = args.work / f"{name}-{kind}.gguf"
-        make(out, [args.peer_python, str(HERE / "peer.py"), "quantize", str(source), str(out), kind])
-        found.append(Peer(f"llama.cpp {kind}", out))
+    found: list[Candidate] = [ours(name, source, bits, args) for bits in (4, 3)]
+    if args.peer_python:
+        found += [peer(name, source, kind, args, args.prompt + args.generate) for kind in PEER_TYPES]
     return found
 
 
-def table(title: str, found: list[Candidate], args: argparse.Namespace) -> str:
-    lines = [
-        f"## {title}",
-        "",
-        f"| | file, MB | prompt of {args.prompt}, tok/s | generation of {args.generate}, tok/s "
-        "| min … max | GB/s of weights | share of the read bandwidth |",
-        "|---|---|---|---|---|---|---|",
+def measure_all(found: Sequence[Candidate], cases: Sequence[Case], rounds: int, what: str) -> None:
+    for i in range(rounds):
+        print(f"{what}: round {i + 1} of {rounds}", flush=True)
+        for candidate in found:
+            candidate.measure(cases)
+
+
+def close(found: Sequence[Candidate]) -> None:
+    for candidate in found:
+        if isinstance(candidate, Peer):
+            candidate.close()
+
+
+def matmul_rates(args: argparse.Namespace) -> list[float]:
+    command = [sys.executable, str(HERE / "matmul.py"), str(args.prompt), str(args.threads)]
+    return [
+        json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["bf16"]
+        for _ in range(args.rounds)
     ]
-    for c in found:
-        generation = c.median("generation") or 0.0
-        rates = [s["generation"] for s in c.samples]
-        n_bytes, read = c.median("bytes"), c.median("read")
-        bandwidth = f"{generation * n_bytes * 1e-9:.1f}" if n_bytes else "–"
-        share = f"{100 * generation * n_bytes * 1e-9 / read:.0f} % of {read:.1f}" if n_bytes and read else "–"
-        lines.append(
-            f"| {c.label} | {c.path.stat().st_size / 1e6:.0f} | {c.median('prompt'):.0f} | {generation:.1f} "
-            f"| {min(rates):.1f} … {max(rates):.1f} | {bandwidth} | {share} |"
-        )
-    lines += ["", *ratios(found), ""]
-    return "\n".join(lines)
 
 
-def ratios(found: list[Candidate]) -> list[str]:
-    """Ours over the best peer of about the same bits, pair by pair within a round."""
-    lines = []
-    for bits in (4, 3):
-        ours = next(c for c in found if f"{bits} bits" in c.label)
-        rivals = [c for c in found if isinstance(c, Peer) and f"Q{bits}" in c.label]
-        for key in ("generation", "prompt"):
-            best = max(rivals, key=lambda c: c.median(key) or 0.0)
-            pairs = [a[key] / b[key] for a, b in zip(ours.samples, best.samples, strict=True)]
-            lines.append(
-                f"- {bits} bits, {key}: {statistics.median(pairs):.2f} × {best.label} "
-                f"({min(pairs):.2f} … {max(pairs):.2f})"
-            )
-    return lines
+def sweeps(source: Path, args: argparse.Namespace) -> list[str]:
+    """Context depth, batches and threads on the 1.1B shape."""
+    name, depths = "random-1.1B", [int(d) for d in args.depths.split(",")]
+    by_depth = [Case("generation", args.generate // 2, d) for d in depths]
+    batches = [Case("batch", n) for n in (1, 2, 4, 8, 9)]
+    basic = [Case("prompt", args.prompt), Case("generation", args.generate // 2)]
+    n_ctx = depths[-1] + args.prompt
+    deep: list[Candidate] = [ours(name, source, 4, args, kv=kv) for kv in ("f16", "q8")]
+    for candidate in deep:
+        candidate.label += f", {candidate.kv} cache" if isinstance(candidate, Ours) else ""
+    if args.peer_python:
+        deep.append(peer(name, source, PEER_TYPES[0], args, n_ctx))
+    wide: list[Candidate] = [ours(name, source, bits, args) for bits in (4, 3)]
+    wide += deep[2:]
+    print("context depth", flush=True)
+    for candidate in deep:
+        candidate.measure(by_depth, args.sweep_rounds)
+    print("batches", flush=True)
+    measure_all(wide, batches, args.sweep_rounds, "batches")
+    close(deep)
+    threads: list[Candidate] = []
+    for n in sorted({1, args.threads}):
+        args_n = argparse.Namespace(**{**vars(args), "threads": n})
+        threads += [ours(name, source, 4, args_n)]
+        threads += [peer(name, source, PEER_TYPES[0], args_n, n_ctx)] if args.peer_python else []
+    measure_all(threads, basic, args.sweep_rounds, "threads")
+    close(threads)
+    kv_bytes = {c.kv: c.found["cases"] for c in deep if isinstance(c, Ours)}
+    return [
+        tables.depth(deep, by_depth, kv_bytes),
+        tables.batch(wide, batches),
+        tables.threads(threads, basic),
+    ]
 
 
-def machine() -> str:
-    cpu = next(
-        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-         if line.startswith("model name")),
-        platform.processor(),
-    )  # fmt: skip
-    flags = Path("/proc/cpuinfo").read_text()
-    sets = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16") if f" {name} " in flags]
-    return f"{cpu}, {', '.join(sets)}"
+def starts(files: Sequence[tuple[str, Path]], args: argparse.Namespace) -> str:
+    rows = []
+    for label, path in files:
+        info = [str(SCRIPTS / "sq-info"), str(path), "--ctx", str(startup.N_CTX), "--json"]
+        kv_bytes = json.loads(subprocess.run(info, check=True, capture_output=True).stdout)["kv_bytes"]
+        rows.append((label, startup.measure(path, kv_bytes, args.threads, args.rounds)))
+    return tables.start(rows)
 
 
 def main() -> None:
@@ -163,38 +129,50 @@ def main() -> None:
     )
     parser.add_argument("--smollm2", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--peer-python", required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--peer-python")
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--generate", type=int, default=128)
+    parser.add_argument("--depths", default="0,2048,6000")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sweep-rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
 
     args.work.mkdir(parents=True, exist_ok=True)
     random = args.work / "random-1.1B-f16.gguf"
     make(random, [sys.executable, str(HERE / "random_model.py"), str(args.smollm2), str(random)])
-    tables = []
+    basic = [Case("prompt", args.prompt), Case("generation", args.generate)]
+    parts, charts, files = [], [], []
     for title, name, source in (
         ("SmolLM2-135M", "smollm2", args.smollm2),
         ("Random weights, 1.1B, TinyLlama's shape", "random-1.1B", random),
     ):
         found = candidates(name, source, args)
-        for i in range(args.rounds):
-            print(f"{title}: round {i + 1} of {args.rounds}", flush=True)
-            for candidate in found:
-                candidate.measure(args)
-        for candidate in found:
-            if isinstance(candidate, Peer):
-                candidate.close()
-        tables.append(table(title, found, args))
-    args.out.write_text(
-        (HERE / "BENCHMARKS.head.md")
-        .read_text()
-        .format(machine=machine(), threads=args.threads, rounds=args.rounds)
-        + "\n".join(tables)
-    )
-    print(args.out.read_text())
+        measure_all(found, basic, args.rounds, title)
+        close(found)
+        parts.append(tables.speed(title, found, basic))
+        charts.append(tables.chart(title, found, basic))
+        files += [(f"{title}, {bits} bits", c.path) for bits, c in zip((4, 3), found, strict=False)]
+    n_layer_weights = SHAPE["block_count"] * tables.layer_weights(SHAPE)
+    parts.append(tables.arithmetic(found, basic[0], n_layer_weights, matmul_rates(args)))
+    parts += sweeps(random, args)
+    parts.append(starts(files, args))
+
+    head = (HERE / "BENCHMARKS.head.md").read_text()
+    text = head.format(machine=tables.machine(), threads=args.threads, rounds=args.rounds) + "\n".join(parts)
+    if args.peer_python:
+        image = args.out.with_suffix(".png")
+        text = text.replace(
+            "\n## ", f"\n![generation and prompts in tokens a second]({image.name})\n\n## ", 1
+        )
+        command = [args.peer_python, str(HERE / "chart.py"), str(image)]
+        subprocess.run(command, check=True, input=json.dumps(charts), text=True)
+        before = args.out.read_text() if args.out.exists() else ""
+        kept = HAND_WRITTEN.search(before)
+        text += "\n" + before[kept.start() :] if kept else ""
+    args.out.write_text(text)
+    print(text)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,15 @@
 """llama.cpp's side of the benchmark, run inside the environment that holds llama-cpp-python.
 
-    peer.py quantize IN.gguf OUT.gguf TYPE          TYPE: a name of llama_ftype, such as Q4_0
-    peer.py bench MODEL.gguf PROMPT GENERATE THREADS
+    peer.py quantize IN.gguf OUT.gguf TYPE     TYPE: a name of llama_ftype, such as Q4_0
+    peer.py bench MODEL.gguf N_CTX THREADS
 
-`bench` loads the model, warms it up, and then, for each line it reads from standard input, measures one
-prompt and one generation and prints {"prompt": tok/s, "generation": tok/s}.
+`bench` loads the model and then, for each line KIND TOKENS DEPTH that it reads from standard input, prints
+tokens a second: of a prompt, of a generation after DEPTH tokens, or of batches of TOKENS after as many.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 import sys
 import time
 
@@ -41,31 +40,53 @@ class Peer:
         if not self.context:
             sys.exit(f"{path}: llama.cpp cannot load it")
 
-    def decode(self, tokens: list[int]) -> None:
-        array = (llama_cpp.llama_token * len(tokens))(*tokens)
-        if llama_cpp.llama_decode(self.context, llama_cpp.llama_batch_get_one(array, len(tokens))):
+        self.depth = -1
+        self.measure("prompt", 32, 0)
+
+    def decode(self, n_tokens: int, *, all_logits: bool = False) -> None:
+        batch = llama_cpp.llama_batch_init(n_tokens, 0, 1)
+        batch.n_tokens = n_tokens
+        for i in range(n_tokens):
+            batch.token[i] = (7 + 31 * (self.position + i)) % 30000
+            batch.pos[i] = self.position + i
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = 0
+            batch.logits[i] = all_logits or i == n_tokens - 1
+        if llama_cpp.llama_decode(self.context, batch):
             sys.exit("llama_decode failed")
+        llama_cpp.llama_batch_free(batch)
+        self.position += n_tokens
 
-    def measure(self, n_prompt: int, n_generate: int) -> dict[str, float]:
-        """Tokens a second of a prompt, and of a generation from an empty context, as llama-bench does."""
-        rates = {}
-        for name, n, piece in (("prompt", n_prompt, n_prompt), ("generation", n_generate, 1)):
-            llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
-            tokens = [(7 + 31 * i) % 30000 for i in range(n)]
-            start = time.perf_counter()
-            for i in range(0, n, piece):
-                self.decode(tokens[i : i + piece])
-            llama_cpp.llama_synchronize(self.context)
-            rates[name] = n / (time.perf_counter() - start)
-        return rates
+    def go_to(self, depth: int) -> None:
+        """Makes the context exactly `depth` tokens long; computes it unless the last one was as long."""
+        memory = llama_cpp.llama_get_memory(self.context)
+        if depth == self.depth:
+            llama_cpp.llama_memory_seq_rm(memory, 0, depth, -1)
+        else:
+            llama_cpp.llama_memory_clear(memory, True)
+            self.position = 0
+            while self.position < depth:
+                self.decode(min(512, depth - self.position))
+        self.position = self.depth = depth
+
+    def measure(self, kind: str, n_tokens: int, depth: int) -> float:
+        """Tokens a second, as sq-bench and llama-bench define them."""
+        runs = {"prompt": (1, n_tokens), "generation": (n_tokens, 1), "batch": (8, n_tokens)}
+        n_runs, n_at_once = runs[kind]
+        self.go_to(depth)
+        llama_cpp.llama_synchronize(self.context)
+        start = time.perf_counter()
+        for _ in range(n_runs):
+            self.decode(n_at_once, all_logits=kind == "batch")
+        llama_cpp.llama_synchronize(self.context)
+        return n_runs * n_at_once / (time.perf_counter() - start)
 
 
-def bench(path: str, n_prompt: int, n_generate: int, threads: int) -> None:
-    peer = Peer(path, n_prompt + n_generate, threads)
-    peer.measure(32, 4)
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        print(json.dumps(peer.measure(n_prompt, n_generate)), flush=True)
+def bench(path: str, n_ctx: int, threads: int) -> None:
+    peer = Peer(path, n_ctx, threads)
+    for line in sys.stdin:
+        kind, n_tokens, depth = line.split()
+        print(peer.measure(kind, int(n_tokens), int(depth)), flush=True)
 
 
 if __name__ == "__main__":
@@ -74,4 +95,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "quantize":
         quantize(*sys.argv[2:5])
     else:
-        bench(sys.argv[2], *(int(n) for n in sys.argv[3:6]))
+        bench(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
