@@ -3,6 +3,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "lookup.h"
 #include "profile.h"
 #include "status.h"
 
@@ -19,9 +20,15 @@ struct sq_session {
     sq_run run;
     sq_profile profile;
     bool profiles;
-    sq_token *tokens; /* [n_ctx] */
-    float *logits;    /* [n_vocab], after the last token */
-    void *memory;     /* all buffers in one piece, mapped so that untouched cache costs nothing */
+    /* Of what lies ahead of the timeline: tokens that were guessed and computed with the last one. They stand
+     * in `tokens` and in the cache as if they were part of it. */
+    bool looks_up;
+    sq_lookup lookup;
+    uint32_t n_guessed, n_ahead; /* at first; those that were not appended yet */
+    sq_token *tokens;            /* [n_ctx] */
+    float *logits;               /* [1 + SQ_LOOKUP_TOKENS, n_vocab]: row n_guessed - n_ahead is that after the
+                                  * last token */
+    void *memory;                /* all buffers in one piece, mapped so that untouched cache costs nothing */
     size_t memory_bytes;
 };
 
@@ -44,7 +51,7 @@ static sq_status memory_create(sq_session *s, sq_kv_type kv, uint32_t n_threads,
     size_t kv_bytes = round_up(sq_kv_bytes(h, kv, s->n_ctx));
     size_t run_bytes = round_up(sq_cpu_run_bytes(s->model, n_threads));
     size_t token_bytes = round_up(s->n_ctx * sizeof(sq_token));
-    size_t logit_bytes = round_up(h->n_vocab * sizeof(float));
+    size_t logit_bytes = round_up((1 + SQ_LOOKUP_TOKENS) * (size_t)h->n_vocab * sizeof(float));
     s->memory_bytes = kv_bytes + run_bytes + token_bytes + logit_bytes;
     s->memory = mmap(NULL, s->memory_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (s->memory == MAP_FAILED) {
@@ -123,10 +130,18 @@ void sq_session_truncate(sq_session *session, size_t n_tokens) {
         return;
     session->n_tokens = (uint32_t)n_tokens;
     session->has_logits = false;
+    session->n_guessed = session->n_ahead = 0;
+}
+
+void sq_session_set_lookup(sq_session *session, bool on) {
+    if (on && !session->looks_up)
+        sq_lookup_init(&session->lookup);
+    session->looks_up = on;
 }
 
 const float *sq_session_logits(const sq_session *session) {
-    return session->has_logits ? session->logits : NULL;
+    size_t row = session->n_guessed - session->n_ahead;
+    return session->has_logits ? session->logits + row * session->model->hparams.n_vocab : NULL;
 }
 
 void sq_session_cancel(sq_session *session) {
@@ -169,6 +184,7 @@ static sq_status piece_run(sq_session *s, const sq_token *tokens, uint32_t n_tok
     run->n_logits = n_logits;
     run->stopped = false;
     s->has_logits = false;
+    s->n_guessed = s->n_ahead = 0;
     sq_pool_run(s->pool, run_task, run);
     if (run->stopped)
         return sq_fail(error, SQ_ERROR_CANCELLED, "stopped after %u tokens, as asked", s->n_tokens);
@@ -207,13 +223,37 @@ static sq_status rope_choose(sq_session *s, size_t n_tokens, sq_error *error) {
     return pieces_run(s, s->tokens, n_before, NULL, error);
 }
 
+/* Appends a token: one that was computed ahead, or else with a guess of what follows it. */
+static sq_status token_run(sq_session *s, sq_token token, sq_error *error) {
+    if (s->n_ahead && s->tokens[s->n_tokens] == token) {
+        s->n_tokens++;
+        s->n_ahead--;
+        return SQ_OK;
+    }
+    if (s->n_guessed)
+        sq_lookup_learn(&s->lookup, s->n_guessed, s->n_guessed - s->n_ahead);
+    uint32_t limit =
+        s->run.long_rope ? s->n_ctx : s->model->hparams.n_ctx_short; /* up to which rotations stay */
+    limit = limit < s->n_ctx ? limit : s->n_ctx;
+    sq_token batch[1 + SQ_LOOKUP_TOKENS] = {token};
+    s->tokens[s->n_tokens] = token;
+    uint32_t n = sq_lookup_guess(&s->lookup, s->tokens, s->n_tokens + 1, limit - s->n_tokens - 1, batch + 1);
+    sq_status status = piece_run(s, batch, 1 + n, s->logits, 1 + n, error);
+    if (!status) {
+        s->n_tokens -= n;
+        s->n_guessed = s->n_ahead = n;
+    }
+    return status;
+}
+
 static sq_status tokens_run(sq_session *s, const sq_token *tokens, size_t n_tokens, float *logits,
                             sq_error *error) {
     size_t n_vocab = s->model->hparams.n_vocab;
     atomic_store_explicit(&s->cancel, false, memory_order_relaxed);
     sq_status status = rope_choose(s, s->n_tokens + n_tokens, error);
     if (!status)
-        status = pieces_run(s, tokens, n_tokens, logits, error);
+        status = n_tokens == 1 && !logits && s->looks_up ? token_run(s, *tokens, error)
+                                                         : pieces_run(s, tokens, n_tokens, logits, error);
     if (status)
         return status;
     if (logits)

@@ -207,6 +207,12 @@ sq_status sq_session_append(sq_session *session, const sq_token *tokens, size_t 
  * or sync. */
 void sq_session_truncate(sq_session *session, size_t n_tokens);
 
+/* Prompt lookup, off at first. Where it is on and a single token is appended (or synced) without `logits`,
+ * the session may compute with it what followed the same tokens earlier in the timeline. Where those tokens
+ * are then appended one by one, that costs nothing. The timeline and all logits stay what they are without
+ * it, to the last bit. */
+void sq_session_set_lookup(sq_session *session, bool on);
+
 /* Logits after the last token, [n_vocab]; NULL while there are none. Valid until the session changes. */
 const float *sq_session_logits(const sq_session *session);
 

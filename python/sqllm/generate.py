@@ -77,6 +77,7 @@ def draw(
     max_tokens: int | None,
     sampling: Sampling,
     *,
+    lookup: bool,
     scored: bool = False,
 ) -> Iterator[tuple[int, float]]:
     """Tokens that continue `prompt`, each with its log-probability (0 unless `scored`).
@@ -95,7 +96,7 @@ def draw(
     while n_left is None or n_left > 0:
         with session.lock:
             handle = session.handle  # keeps the logits, even if another thread closes the model
-            logits = session.sync(timeline[0:n_tokens])
+            logits = session.sync(timeline[0:n_tokens], lookup=lookup)
             token = int(lib.sq_sampler_sample(sampler, logits))
             score = lib.sq_log_probability(logits, session.n_vocab, token) if scored else 0.0
             del handle
@@ -116,10 +117,10 @@ def draw(
 
 
 def stream_tokens(
-    session: Session, prompt: Sequence[int], max_tokens: int | None, sampling: Sampling
+    session: Session, prompt: Sequence[int], max_tokens: int | None, sampling: Sampling, *, lookup: bool
 ) -> Iterator[Token]:
     """Tokens that continue `prompt`, with their probabilities."""
-    for token, score in draw(session, prompt, max_tokens, sampling, scored=True):
+    for token, score in draw(session, prompt, max_tokens, sampling, lookup=lookup, scored=True):
         stops = lib.sq_token_is_stop(session.model, token)
         yield Token(token, b"" if stops else tokenizer.token_text(session.model, token), score)
 
@@ -131,20 +132,26 @@ def stream_text(
     stop: Sequence[str],
     sampling: Sampling,
     *,
+    lookup: bool,
     new_text: bool = False,
 ) -> Iterator[str]:
     """The text that continues `prompt`, in whole characters; ends before the first string of `stop`.
 
     With `new_text` it does not continue a text, but begins one: no space before it.
     """
-    texts = _token_texts(session, prompt, max_tokens, sampling, new_text)
+    texts = _token_texts(session, prompt, max_tokens, sampling, lookup, new_text)
     return until_stop(whole_characters(texts), stop)
 
 
 def _token_texts(
-    session: Session, prompt: Sequence[int], max_tokens: int | None, sampling: Sampling, new_text: bool
+    session: Session,
+    prompt: Sequence[int],
+    max_tokens: int | None,
+    sampling: Sampling,
+    lookup: bool,
+    new_text: bool,
 ) -> Iterator[bytes]:
-    for token, _ in draw(session, prompt, max_tokens, sampling):
+    for token, _ in draw(session, prompt, max_tokens, sampling, lookup=lookup):
         if lib.sq_token_is_stop(session.model, token):
             return
         if new_text:

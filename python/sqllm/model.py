@@ -126,37 +126,47 @@ class Model:
         prompt: str | Sequence[int],
         max_tokens: int | None = 256,
         stop: str | Sequence[str] = (),
+        *,
+        lookup: bool = False,
         **sampling: Unpack[Sampling],
     ) -> str:
         """The text that continues `prompt` (a text, or tokens).
 
         Ends where the model ends it, after `max_tokens` (None: no limit), before the first of the `stop`
-        strings, or with a warning where the context is full. `sampling`: see `sqllm.Sampling`.
+        strings, or with a warning where the context is full. `lookup` computes ahead what followed the same
+        tokens before: the text is the same, and where it quotes or repeats it comes sooner. `sampling`: see
+        `sqllm.Sampling`.
         """
         with self._session.lock:
-            return "".join(self.stream(prompt, max_tokens, stop, **sampling))
+            return "".join(self.stream(prompt, max_tokens, stop, lookup=lookup, **sampling))
 
     def stream(
         self,
         prompt: str | Sequence[int],
         max_tokens: int | None = 256,
         stop: str | Sequence[str] = (),
+        *,
+        lookup: bool = False,
         **sampling: Unpack[Sampling],
     ) -> Iterator[str]:
         """As `generate`, piece by piece: whole characters, and never the beginning of a stop string."""
         ids = self._prompt(prompt)
         return generate.stream_text(
-            self._session, ids, max_tokens, _strings(stop), sampling, new_text=prompt == ""
+            self._session, ids, max_tokens, _strings(stop), sampling, lookup=lookup, new_text=prompt == ""
         )
 
     def stream_tokens(
         self,
         prompt: str | Sequence[int],
         max_tokens: int | None = 256,
+        *,
+        lookup: bool = False,
         **sampling: Unpack[Sampling],
     ) -> Iterator[Token]:
         """As `stream`, token by token with their log-probabilities, the ending token included."""
-        return generate.stream_tokens(self._session, self._prompt(prompt), max_tokens, sampling)
+        return generate.stream_tokens(
+            self._session, self._prompt(prompt), max_tokens, sampling, lookup=lookup
+        )
 
     @overload
     def chat(
@@ -165,6 +175,8 @@ class Model:
         stream: Literal[False] = False,
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),
+        *,
+        lookup: bool = False,
         **sampling: Unpack[Sampling],
     ) -> str: ...
 
@@ -175,6 +187,8 @@ class Model:
         stream: Literal[True],
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),
+        *,
+        lookup: bool = False,
         **sampling: Unpack[Sampling],
     ) -> Iterator[str]: ...
 
@@ -184,6 +198,8 @@ class Model:
         stream: bool = False,
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),
+        *,
+        lookup: bool = False,
         **sampling: Unpack[Sampling],
     ) -> str | Iterator[str]:
         """The answer to a dialogue: a text, or with `stream` its pieces.
@@ -192,7 +208,9 @@ class Model:
         "assistant". Contents are plain text: control tokens spelled in them have no power.
         """
         ids = chat.tokens(self._session.model, messages)
-        pieces = generate.stream_text(self._session, ids, max_tokens, _strings(stop), sampling, new_text=True)
+        pieces = generate.stream_text(
+            self._session, ids, max_tokens, _strings(stop), sampling, lookup=lookup, new_text=True
+        )
         if stream:
             return pieces
         with self._session.lock:

@@ -74,13 +74,14 @@ class Session:
         lib.sq_model_get_info(self.model, info)
         return info
 
-    def sync(self, tokens: Any) -> Any:
-        """Makes the timeline exactly `tokens` (an ``sq_token[]``).
+    def sync(self, tokens: Any, *, lookup: bool = False) -> Any:
+        """Makes the timeline exactly `tokens` (an ``sq_token[]``), with or without prompt lookup.
 
         Returns the logits after the last token, a ``float *`` to [n_vocab], valid until the timeline
         changes: hold `lock` and a reference to `handle` while using it.
         """
         handle = self.handle
+        lib.sq_session_set_lookup(handle, lookup)
         n_timeline = ffi.new("size_t *")
         lib.sq_session_tokens(handle, n_timeline)
 

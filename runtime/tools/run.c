@@ -16,7 +16,7 @@ static const char tool_name[] = "sq-run";
 typedef struct arguments {
     const char *prompt; /* NULL: none */
     const char *system; /* NULL: none */
-    bool raw;
+    bool raw, lookup;
     sq_session_options session;
     settings settings;
 } arguments;
@@ -151,6 +151,7 @@ static int run_model(const sq_model *model, arguments *a, const option *settings
     if (!tool_check(tool_name, sq_session_create(model, &a->session, &session, &error), &error)) {
         return 1;
     }
+    sq_session_set_lookup(session, a->lookup);
     int code = run_session(model, session, a, settings_rows);
     sq_session_free(session);
     return code;
@@ -171,7 +172,7 @@ static int check(const arguments *a) {
 
 int main(int argc, char **argv) {
     arguments a = {0};
-    option rows[N_SETTINGS + 6];
+    option rows[N_SETTINGS + 7];
     settings_init(&a.settings, rows);
     const option others[] = {
         {"-p", OPTION_TEXT, &a.prompt, 0, 0, "PROMPT",
@@ -180,6 +181,8 @@ int main(int argc, char **argv) {
         {"--system", OPTION_TEXT, &a.system, 0, 0, "TEXT", "the system prompt"},
         {"--ctx", OPTION_U32, &a.session.n_ctx, 1, INT32_MAX, "TOKENS",
          "how many tokens fit; default: what the model was trained for, at most 8192"},
+        {"--lookup", OPTION_FLAG, &a.lookup, 0, 0, NULL,
+         "compute ahead what followed the same words before; the answer is the same, sooner"},
         {"--threads", OPTION_U32, &a.session.n_threads, 1, 1024, "NUMBER", "default: one per processor core"},
         {"--kv", OPTION_CHOICE, &a.session.kv, 0, 0, "f16|q8|f32", "precision of the KV cache, default f16"},
     };

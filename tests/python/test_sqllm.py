@@ -66,6 +66,17 @@ def test_the_same_seed_draws_the_same(model: Model) -> None:
     assert first != other
 
 
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_lookup_changes_no_token(model: Model, temperature: float) -> None:
+    """Not even where the text repeats and guesses are right, or repeats itself almost."""
+    for prompt in (PROMPT, "Tom had a big red ball. " * 3, "One two three four. One two three five. One"):
+        plain, ahead = (
+            list(model.stream_tokens(prompt, 120, lookup=lookup, temperature=temperature, seed=5))
+            for lookup in (False, True)
+        )
+        assert ahead == plain, "tokens, and their probabilities to the last bit"
+
+
 def test_without_a_seed_draws_differ(model: Model) -> None:
     assert len({model.generate(PROMPT, 60, temperature=1.5) for _ in range(3)}) > 1
 

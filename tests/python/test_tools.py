@@ -132,6 +132,14 @@ def test_length_and_temperature(tool: Tool, stories_chat: Path) -> None:
     assert len(long) > len(short)
 
 
+def test_lookup_changes_nothing(tool: Tool, stories_chat: Path) -> None:
+    for options in (["--temp", 0], ["--seed", 3]):
+        plain = answer(tool, stories_chat, "-p", "Tom and Lily and Tom and Lily and", *options, "-n", 60)
+        assert plain == answer(
+            tool, stories_chat, "-p", "Tom and Lily and Tom and Lily and", *options, "-n", 60, "--lookup"
+        )
+
+
 def test_pipe(tool: Tool, stories_chat: Path) -> None:
     greedy = ("--temp", 0, "-n", 20)
     assert answer(tool, stories_chat, *greedy, stdin="Lily ran\n") == answer(
