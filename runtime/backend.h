@@ -14,6 +14,8 @@
 #include "threads.h"
 
 enum { SQ_RUN_TOKENS = 256 };
+/* Runs of at most so many tokens give each token the very bits that a run of it alone gives. */
+enum { SQ_FEW_TOKENS = 8 };
 
 typedef struct sq_backend sq_backend;
 typedef struct sq_profile sq_profile;

@@ -104,14 +104,26 @@ static float *row_at(const sq_rows *rows, uint32_t token) {
     return rows->data + token * rows->stride;
 }
 
+/* Tokens one by one, so that a token's result is the same to the last bit whichever run it is in; but of few
+ * rows at a time, which come from memory once. */
+static void few_rows(const sq_kernels *kernels, const sq_matrix *w, const float *in, size_t in_stride,
+                     uint32_t n, float *out, size_t out_stride, share rows) {
+    uint32_t n_at_once = n == 1 ? rows.last - rows.first : SQ_GEMM_ROWS;
+    for (uint32_t row = rows.first, last; row < rows.last; row = last) {
+        last = rows.last - row < n_at_once ? rows.last : row + n_at_once;
+        for (uint32_t t = 0; t < n; t++)
+            kernels->types[w->type].gemv(w, in + t * in_stride, out + t * out_stride + row, row, last);
+    }
+}
+
 /* Rows of `linear` in the share, for all n tokens: out[t][r] = linear(in[t])[r]. */
 static void linear_rows(sq_run *run, const sq_linear *linear, const float *in, size_t in_stride, uint32_t n,
                         float *out, size_t out_stride, share rows, uint32_t thread) {
     const sq_kernels *kernels = run->model->kernels;
     if (rows.first >= rows.last)
         return;
-    if (n == 1)
-        kernels->types[linear->w.type].gemv(&linear->w, in, out + rows.first, rows.first, rows.last);
+    if (n <= SQ_FEW_TOKENS)
+        few_rows(kernels, &linear->w, in, in_stride, n, out, out_stride, rows);
     else
         kernels->gemm(&linear->w, in, in_stride, n, out + rows.first, out_stride, rows.first, rows.last,
                       run->tiles + thread * run->tile_floats);

@@ -97,22 +97,37 @@ static void check_same(pair p) {
         CHECK(!memcmp(found, expected, TINY_VOCAB * sizeof *found));
 }
 
-/* Few different tokens: guesses are made often and are often wrong. */
+static double seconds_run(const sq_session *session) {
+    size_t n;
+    const sq_time *times = sq_session_times(session, &n);
+    double sum = 0;
+    for (size_t i = 0; i < n; i++)
+        sum += times[i].seconds;
+    return sum;
+}
+
+/* Guesses are made often, and are right or wrong. Those that are right cost no run. */
 static void random_walk(pair p) {
+    int n_free = 0;
     for (int step = 0; step < 200; step++) {
         sq_token tokens[3];
         size_t n_tokens;
-        for (int i = 0; i < 3; i++)
-            tokens[i] = (sq_token)(check_random(&seed) >> 40) % 3;
         sq_session_tokens(p.plain, &n_tokens);
+        for (size_t i = 0; i < 3; i++) /* 0, 1, 2, 3, 4, 0, …, now and then something else */
+            tokens[i] = (sq_token)(check_random(&seed) >> 40) % 8 ? (sq_token)((n_tokens + i) % 5) : 7;
+        double before = seconds_run(p.ahead);
         if (n_tokens + 3 > N_CTX || step % 50 == 49)
             both_truncate(p, n_tokens / 2);
         else if (step % 17 == 16)
             both_append(p, tokens, 3);
         else
             both_append(p, tokens, 1);
+        size_t n_after;
+        sq_session_tokens(p.plain, &n_after);
+        n_free += n_after > n_tokens && seconds_run(p.ahead) == before;
         check_same(p);
     }
+    CHECK(n_free >= 10);
 }
 
 static void check_family(tiny_family family, const char *kv) {
@@ -124,7 +139,7 @@ static void check_family(tiny_family family, const char *kv) {
     memcpy(file, bytes.data, bytes.n_bytes);
     sq_model *model;
     sq_error error;
-    sq_session_options options = {.n_ctx = N_CTX, .n_threads = 2, .kv = kv};
+    sq_session_options options = {.n_ctx = N_CTX, .n_threads = 2, .kv = kv, .profile = true};
     pair p;
     if (!CHECK_OK(sq_model_open_memory(file, bytes.n_bytes, NULL, &model, &error), &error) ||
         !CHECK_OK(sq_session_create(model, &options, &p.plain, &error), &error) ||
