@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .arch import Tensor, family_of_gguf
-from .arch.rope import read_rope
+from .arch import Tensor, family_of_model_type
 from .errors import ConvertError, first_line
+from .gguf_config import CONFIG_TENSORS, read_config
+
+# Matrices that Phi-3's files hold in one, and which of them is not there then.
+_FUSED = {"attn_q": ("attn_qkv", "attn_q"), "attn_k": ("attn_qkv", "attn_q"),
+          "attn_v": ("attn_qkv", "attn_q"), "ffn_gate": ("ffn_up", "ffn_gate"),
+          "ffn_up": ("ffn_up", "ffn_gate")}  # fmt: skip
 
 
 class GgufCheckpoint:
@@ -23,36 +29,68 @@ class GgufCheckpoint:
         if reader.get_field("squeezellm.version"):
             raise ConvertError(f"{path} is quantized by SqueezeLLM already; --dequantize turns it back.")
         self.name = gguf_string(reader, "general.name") or path.stem
-        self.family = family_of_gguf(gguf_string(reader, "general.architecture"))
         # The reader itself is not kept: it holds an object for every token and merge, and maps the file.
-        self._tensors = {tensor.name: _Stored(tensor) for tensor in reader.tensors}
-        self.config = self._load_config(reader)
+        self._stored = {tensor.name: _Stored(tensor) for tensor in reader.tensors}
+        self.config = read_config(
+            gguf_string(reader, "general.architecture"),
+            gguf_scalars(reader),
+            {name: stored.shape for name, stored in self._stored.items()},
+            lambda name: self._decode(name, 0, self._stored[name].n_rows).reshape(-1),
+            str(path),
+        )
+        self.family = family_of_model_type(self.config.model_type)
+        self.config.architectures = [self.family.model_class]
         self.family.check(self.config)
+        self._places = {t.name: self._place(t) for t in self.family.tensors(self.config)}
 
     def files(self) -> list[Path]:
         return [self.path]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: stored.shape for name, stored in self._tensors.items()}
+        """Of the model's tensors; of stored ones as they are where they do not make up the model's."""
+        fused: dict[str, int] = {}
+        for tensor in self.family.tensors(self.config):
+            stored, _ = self._places[tensor.name]
+            fused[stored] = fused.get(stored, 0) + tensor.n_weights
+        shapes = {n: s.shape for n, s in self._stored.items() if n not in fused and n not in CONFIG_TENSORS}
+        for tensor in self.family.tensors(self.config):
+            stored, _ = self._places[tensor.name]
+            if stored in self._stored:
+                found = self._stored[stored]
+                whole = math.prod(found.shape) == fused[stored] and found.shape[-1] == tensor.shape[-1]
+                shapes[tensor.name] = tensor.shape if whole else found.shape
+        return shapes
 
     def own_name(self, tensor: Tensor) -> str:
         return tensor.name
 
     def read_raw(self, tensor: Tensor, start: int, stop: int) -> NDArray[np.float32]:
+        stored, row = self._places[tensor.name]
         if not tensor.rotary_heads:
-            return self._decode(tensor.name, start, stop)
+            return self._decode(stored, row + start, row + stop)
         size = tensor.shape[0] // tensor.rotary_heads
         first, last = start // size, -(-stop // size)  # whole heads
-        rows = _deinterleave(self._decode(tensor.name, first * size, last * size), last - first)
+        rows = _deinterleave(self._decode(stored, row + first * size, row + last * size), last - first)
         return rows[start - first * size : stop - first * size]
+
+    def _place(self, tensor: Tensor) -> tuple[str, int]:
+        """Which stored tensor holds one of the model's, and from which row on."""
+        expert = re.fullmatch(r"(blk\.\d+\.ffn_\w+)\.(\d+)\.weight", tensor.name)
+        if expert:
+            return f"{expert[1]}_exps.weight", int(expert[2]) * tensor.shape[0]
+        block, _, part = tensor.name.removesuffix(".weight").rpartition(".")
+        fused, first = _FUSED.get(part, ("", "")) if tensor.source_rows else ("", "")
+        if fused and f"{block}.{first}.weight" not in self._stored:
+            return f"{block}.{fused}.weight", tensor.first_row
+        return tensor.name, 0
 
     def _decode(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Rows of a stored tensor, as they stand in the file."""
         try:
-            return self._tensors[name].read_rows(self.path, start, stop)
+            return self._stored[name].read_rows(self.path, start, stop)
         except NotImplementedError as error:
             raise ConvertError(
-                f"{self.path}: {name} is of type {self._tensors[name].type.name}, which the gguf package "
+                f"{self.path}: {name} is of type {self._stored[name].type.name}, which the gguf package "
                 "cannot decode."
             ) from error
 
@@ -75,64 +113,6 @@ class GgufCheckpoint:
     def source(self) -> dict[str, Any]:
         return {}
 
-    def _load_config(self, reader: Any) -> Any:
-        from transformers import AutoConfig
-
-        try:
-            config = AutoConfig.from_pretrained(
-                self.path.parent, gguf_file=self.path.name, local_files_only=True
-            )
-        except Exception as error:
-            raise ConvertError(
-                f"{self.path}: transformers reads no configuration from it: {first_line(error)}"
-            ) from error
-        config.architectures = [self.family.model_class]
-        for field, part in ("attention_bias", ".attn_"), ("mlp_bias", ".ffn_"):
-            if hasattr(config, field):
-                biases = [name for name in self._tensors if part in name and name.endswith(".bias")]
-                setattr(config, field, bool(biases))
-        config.tie_word_embeddings = "output.weight" not in self._tensors
-        config.rope_parameters = self._rope_parameters(reader)
-        if "rope_freqs.weight" in self._tensors:
-            self._check_llama3(config)
-        return config
-
-    def _rope_parameters(self, reader: Any) -> dict[str, Any]:
-        """Rope scaling, which transformers does not read from GGUF."""
-        arch = self.family.gguf_name
-        base = {"rope_theta": float(gguf_number(reader, f"{arch}.rope.freq_base") or 10000.0)}
-        scaling = gguf_string(reader, f"{arch}.rope.scaling.type") or "none"
-        if "rope_freqs.weight" in self._tensors:
-            return base | self._llama3_parameters()
-        if scaling == "none":
-            return base | {"rope_type": "default"}
-        if scaling == "linear":
-            return base | {
-                "rope_type": scaling,
-                "factor": float(gguf_number(reader, f"{arch}.rope.scaling.factor")),
-            }
-        return base | {"rope_type": scaling}  # which the family refuses by name
-
-    def _llama3_parameters(self) -> dict[str, Any]:
-        """What llama.cpp folded into rope_freqs: published models differ in the factor alone."""
-        return {
-            "rope_type": "llama3",
-            "factor": round(float(self._rope_freqs().max()), 4),
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        }
-
-    def _check_llama3(self, config: Any) -> None:
-        stored, divisors = self._rope_freqs(), read_rope(config).divisors
-        if divisors is None or stored.shape != divisors.shape or not np.allclose(divisors, stored, rtol=1e-4):
-            raise ConvertError(
-                f"{self.path}: rope_freqs.weight is not Llama 3's rope scaling, the only one supported here."
-            )
-
-    def _rope_freqs(self) -> NDArray[np.float32]:
-        return self._decode("rope_freqs.weight", 0, self._tensors["rope_freqs.weight"].shape[0])
-
 
 class _Stored:
     """Where a tensor lies in the file, and how."""
@@ -142,20 +122,24 @@ class _Stored:
         self.shape = tuple(int(n) for n in reversed(tensor.shape))
         self.offset = int(tensor.data_offset)
 
-    def read_rows(self, path: Path, start: int, stop: int) -> NDArray[np.float32]:
-        """Decodes a range of the first dimension, reading no more than that."""
-        if len(self.shape) == 1:  # one row, which blocks of a quantized type may not cut
-            return self._decode_rows(path, 0, 1, self.shape)[0, start:stop]
-        rows = self._decode_rows(path, start, stop, self.shape[1:])
-        return rows.reshape(stop - start, *self.shape[1:])
+    @property
+    def n_rows(self) -> int:
+        """A vector is one element a row; of more than two dimensions, all but the last count rows."""
+        return self.shape[0] if len(self.shape) == 1 else math.prod(self.shape[:-1])
 
-    def _decode_rows(self, path: Path, start: int, stop: int, row: tuple[int, ...]) -> NDArray[np.float32]:
+    def read_rows(self, path: Path, start: int, stop: int) -> NDArray[np.float32]:
+        """Decodes a range of rows, reading no more than that."""
+        if len(self.shape) == 1:  # which blocks of a quantized type may not cut
+            return self._decode(path, 0, 1)[0, start:stop]
+        return self._decode(path, start, stop)
+
+    def _decode(self, path: Path, start: int, stop: int) -> NDArray[np.float32]:
         from gguf import quants
 
-        n_bytes = math.prod(quants.quant_shape_to_byte_shape(row, self.type))
-        count = (stop - start) * n_bytes
-        data = np.fromfile(path, np.uint8, count, offset=self.offset + start * n_bytes)
-        rows: NDArray[np.float32] = quants.dequantize(data.reshape(stop - start, n_bytes), self.type)
+        n_bytes = math.prod(quants.quant_shape_to_byte_shape(self.shape[-1:], self.type))
+        n_rows = stop - start
+        data = np.fromfile(path, np.uint8, n_rows * n_bytes, offset=self.offset + start * n_bytes)
+        rows: NDArray[np.float32] = quants.dequantize(data.reshape(n_rows, n_bytes), self.type)
         return rows
 
 
@@ -198,3 +182,14 @@ def gguf_number(reader: Any, key: str) -> float:
     field = reader.get_field(key)
     value = field.contents() if field else 0
     return value if isinstance(value, int | float) else 0
+
+
+def gguf_scalars(reader: Any) -> dict[str, Any]:
+    """The file's metadata that are no arrays."""
+    from gguf import GGUFValueType
+
+    return {
+        key: field.contents()
+        for key, field in reader.fields.items()
+        if field.types and field.types[0] != GGUFValueType.ARRAY
+    }

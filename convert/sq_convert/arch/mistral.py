@@ -8,4 +8,5 @@ from .decoder import Decoder
 class Mistral(Decoder):
     gguf_name = "llama"
     model_class = "MistralForCausalLM"
+    interleaved = True
     fields = ("sliding_window",)
