@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from numpy.typing import NDArray
 from sq_convert.arch import Kind
 from sq_convert.checkpoint import Checkpoint, check_tensors, open_checkpoint, read_tensor
 from sq_convert.errors import ConvertError
+from sq_convert.tokenizer import export_tokenizer
+from tokenizers_for_tests import byte_level
+from truth import assert_equal, reference_logits, run
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -102,6 +106,8 @@ def write(
     path: Path, architecture: str, keys: dict[str, Any], tensors: Arrays, kinds: dict[str, Type] | None = None
 ) -> Path:
     writer = gguf.GGUFWriter(path, architecture)
+    export_tokenizer(byte_level(pad_token="<|endoftext|>"), 512).write(writer)
+    writer.add_string("tokenizer.ggml.pre", "gpt-2")
     for key, value in keys.items():
         value_types = {str: GGUFValueType.STRING, float: GGUFValueType.FLOAT32, int: GGUFValueType.UINT32}
         writer.add_key_value(f"{architecture}.{key}", value, value_types[type(value)])
@@ -168,6 +174,22 @@ def test_families(pair: tuple[Checkpoint, Checkpoint]) -> None:
     assert check_tensors(file) == tensors
     for tensor in tensors:
         assert (read_tensor(file, tensor) == read_tensor(folder, tensor)).all(), tensor.name
+
+
+@pytest.mark.parametrize("pair", [("qwen3_moe", "plain"), ("phi3", "partial")], ids="-".join, indirect=True)
+def test_logits(pair: tuple[Checkpoint, Checkpoint], sq_convert: str, tmp_path: Path) -> None:
+    """The whole way, by the command; the logits are those of the decoded weights."""
+    path, folder = tmp_path / "m.sq.gguf", tmp_path / "decoded"
+    for command in (
+        [str(pair[1].path), "-o", str(path), "--method", "kmeans", "--outliers", "1"],
+        [str(path), "-o", str(folder), "--dequantize"],
+    ):
+        done = subprocess.run([sq_convert, *command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    ids = np.random.default_rng(1).integers(0, 512, 60).tolist()
+    reference = reference_logits(folder, ids)
+    for pieces in ([60], [40, 1, 19], [1] * 60):
+        assert_equal(reference, run(path, ids, pieces, "auto"))
 
 
 # ---- types of tensors ---------------------------------------------------------------------------
