@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import lookup
 import startup
 import tables
 from candidates import HERE, SCRIPTS, Candidate, Case, Ours, Peer
@@ -158,6 +159,7 @@ def main() -> None:
     parts.append(tables.arithmetic(found, basic[0], n_layer_weights, matmul_rates(args)))
     parts += sweeps(random, args)
     parts.append(starts(files, args))
+    parts.append(tables.looked_up(lookup.measure(files[0][1], args.threads, args.rounds)))
 
     head = (HERE / "BENCHMARKS.head.md").read_text()
     text = head.format(machine=tables.machine(), threads=args.threads, rounds=args.rounds) + "\n".join(parts)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from candidates import Candidate, Case, Ours, Peer
+from lookup import N_TOKENS, Lookup
 from startup import N_CTX, Start
 
 
@@ -136,6 +137,15 @@ def start(rows: Sequence[tuple[str, Start]]) -> str:
         "`tests/bench/startup.py`: `sq-run` with a prompt of 10 tokens, file in the page cache; promised\n"
         "are 1.3 × (prompt + one token) + 50 ms. Memory after a prompt of 600 tokens and 16 more; promised\n"
         f"are the file, the KV cache of {N_CTX} tokens and 64 MB.\n\n{table(head, cells)}"
+    )
+
+
+def looked_up(found: Sequence[Lookup]) -> str:
+    rows = [[f.what, f"{f.plain:.1f}", f"{f.ahead:.1f}", f"{f.gain:.2f} ×"] for f in found]
+    head = ["answer", "tok/s", "with lookup", "ratio within a round"]
+    return (
+        "## Prompt lookup, SmolLM2-135M at 4 bits\n\n"
+        f"`tests/bench/lookup.py`: {N_TOKENS} tokens, the same with and without.\n\n{table(head, rows)}"
     )
 
 
