@@ -10,6 +10,7 @@ tokens a second: of a prompt, of a generation after DEPTH tokens, or of batches 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import time
 
@@ -20,8 +21,10 @@ def quantize(source: str, out: str, type_name: str) -> None:
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{type_name}")
     params.allow_requantize = True
-    if llama_cpp.llama_model_quantize(source.encode(), out.encode(), ctypes.byref(params)):
+    partial = f"{out}.partial"
+    if llama_cpp.llama_model_quantize(source.encode(), partial.encode(), ctypes.byref(params)):
         sys.exit(f"{source}: llama.cpp cannot quantize it to {type_name}")
+    os.replace(partial, out)
 
 
 class Peer:
