@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arch.rope import read_rope
-from .errors import ConvertError
+from .errors import ConvertError, first_line
 
 # Tensors that say something about the configuration, and are no weights.
 CONFIG_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -34,6 +34,7 @@ _FURTHER = {
     "qwen3moe": {"expert_count", "expert_used_count", "expert_feed_forward_length"},
 }
 _GEMMA3_PATTERN = 6  # every sixth layer sees all tokens
+_MAX_EXPERTS = 4096
 _WIDE_LAYERS = (46, 62)  # the 27B models of Gemma 2 and 3, whose scale is of n_embd / n_heads
 
 Keys = Mapping[str, Any]
@@ -68,6 +69,11 @@ def read_config(
     if own.get("attention.key_length") != own.get("attention.value_length"):
         raise ConvertError(f"{where}: attention.key_length and .value_length differ, which is not supported.")
     try:
+        n_blocks, n_experts = int(own["block_count"]), int(own.get("expert_count") or 0)
+        if n_blocks > len(shapes) or n_experts > _MAX_EXPERTS:
+            raise ConvertError(
+                f"{where}: {n_blocks} blocks and {n_experts} experts in {len(shapes)} tensors; it is damaged."
+            )
         fields = _common(own, keys, shapes) | _rope(own, read, shapes)
         model_type = _MODEL_TYPES[architecture]
         if model_type in _PARTICULAR:
@@ -75,8 +81,12 @@ def read_config(
         if model_type == "llama" and own.get("attention.sliding_window"):
             model_type, fields["sliding_window"] = "mistral", int(own["attention.sliding_window"])
         config = AutoConfig.for_model(model_type, **fields)
+    except ConvertError:
+        raise
     except KeyError as error:
         raise ConvertError(f"{where}: there is no {error}; the file is incomplete.") from error
+    except Exception as error:  # transformers raises whatever a strange value leads to
+        raise ConvertError(f"{where}: its configuration makes no sense: {first_line(error)}") from error
     for field, part in (("attention_bias", ".attn_"), ("mlp_bias", ".ffn_")):
         if hasattr(config, field):
             setattr(config, field, any(part in name and name.endswith(".bias") for name in shapes))

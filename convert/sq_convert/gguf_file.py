@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from pathlib import Path
@@ -185,11 +186,12 @@ def gguf_number(reader: Any, key: str) -> float:
 
 
 def gguf_scalars(reader: Any) -> dict[str, Any]:
-    """The file's metadata that are no arrays."""
+    """The file's metadata that are no arrays; those that cannot be decoded are left out."""
     from gguf import GGUFValueType
 
-    return {
-        key: field.contents()
-        for key, field in reader.fields.items()
-        if field.types and field.types[0] != GGUFValueType.ARRAY
-    }
+    scalars = {}
+    for key, field in reader.fields.items():
+        if field.types and field.types[0] != GGUFValueType.ARRAY:
+            with contextlib.suppress(UnicodeDecodeError):
+                scalars[key] = field.contents()
+    return scalars

@@ -139,8 +139,8 @@ class OfficialCheckpoint:
         if missing:
             raise ConvertError(
                 f"{self.path}: {count(missing, 'matrix', 'matrices')} of {len(self._matrices)} not in it "
-                f"(qweight and lookup_table): {some(missing)}. It is incomplete, or --config names another "
-                "model's folder."
+                f"(qweight and lookup_table): {some(missing)}. It is incomplete or not packed, or "
+                "--config names another model's folder."
             )
         sizes = sorted({entries[f"{name}.lookup_table"].shape[-1] for name in self._matrices})
         if len(sizes) != 1 or sizes[0] not in _TABLE_BITS:

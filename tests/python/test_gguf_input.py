@@ -245,6 +245,8 @@ def test_refusals(tmp_path: Path) -> None:
         tmp_path, {"rope.scaling.type": "su", "rope.scaling.factor": 2.0}
     )
     assert "there is no 'rope.scaling.factor'" in refused(tmp_path, {"rope.scaling.type": "linear"})
+    assert "4000000000 blocks and 0 experts in 2 tensors" in refused(tmp_path, {"block_count": 4_000_000_000})
+    assert "makes no sense" in refused(tmp_path, {"attention.head_count": 0})
     assert "9 tensors are missing: blk.0.attn_norm.weight" in refused(tmp_path, {"block_count": 1})
     assert "token_embd.weight has shape [8, 256]; the configuration implies [8, 128]" in refused(
         tmp_path, {"embedding_length": 128}, n_norm=128

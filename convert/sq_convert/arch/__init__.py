@@ -24,7 +24,7 @@ from .qwen3moe import Qwen3Moe
 from .smollm3 import SmolLM3
 from .tensors import Kind, Tensor, by_source
 
-__all__ = ["Family", "Kind", "Tensor", "by_source", "family_of_gguf", "family_of_model_type"]
+__all__ = ["Family", "Kind", "Tensor", "by_source", "family_of_model_type"]
 
 
 class Family(Protocol):
@@ -71,22 +71,12 @@ _FAMILIES: dict[str, Family] = {
     "qwen3_moe": Qwen3Moe(),
     "smollm3": SmolLM3(),
 }
-_GGUF_FAMILIES = {family.gguf_name: family for family in reversed(_FAMILIES.values())}
 
 
 def family_of_model_type(model_type: str) -> Family:
     """The family of config.json's ``model_type``."""
-    return _find(_FAMILIES, model_type, "model_type")
-
-
-def family_of_gguf(architecture: str) -> Family:
-    """The family of a GGUF file's ``general.architecture``."""
-    return _find(_GGUF_FAMILIES, architecture, "architecture")
-
-
-def _find(families: dict[str, Family], name: str, what: str) -> Family:
-    if name not in families:
+    if model_type not in _FAMILIES:
         raise ConvertError(
-            f"The {what} {name!r} is not supported; supported are: {', '.join(sorted(families))}."
+            f"The model_type {model_type!r} is not supported; supported are: {', '.join(sorted(_FAMILIES))}."
         )
-    return families[name]
+    return _FAMILIES[model_type]
