@@ -67,7 +67,7 @@ def test_a_folder_that_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
-    "gpt_neox": ({"model_type": "gpt_neox"}, "'gpt_neox' is not supported; supported are: llama, mistral"),
+    "gpt_neox": ({"model_type": "gpt_neox"}, "'gpt_neox' is not supported; supported are: gemma2"),
     "none": ({"model_type": None}, "is not supported; supported are"),
     "field": ({"clip_qkv": 8.0}, "clip_qkv is 8.0, which is not understood"),
     "rope": (
