@@ -14,7 +14,7 @@ import pytest
 from arch_variants import N_SHORT, SIZES, VARIANTS
 from sq_convert.blocks import BlockCalibration
 from sq_convert.calibrate import sum_fisher
-from sq_convert.checkpoint import check_tensors, open_checkpoint
+from sq_convert.checkpoint import check_tensors, open_checkpoint, read_tensor
 from sq_convert.dequantize import dequantize
 from sq_convert.fisher import FisherFile, FisherFiles
 from sq_convert.options import Options
@@ -172,3 +172,20 @@ def test_language_model_of_multimodal(
     convert(Options(folder, path, bits=16, head_bits=16), Progress(io.StringIO()))
     rounded = np.abs(run(path, ids, [N_TOKENS], "auto") - reference).max()  # by F16
     assert rounded < 0.02 * np.abs(reference).max()
+
+
+def test_names_of_a_base_model(tokenizer: Path, tmp_path: Path) -> None:
+    """OPT's publisher left out the first part of the names in some of its checkpoints."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "model"
+    create("opt", "plain", tokenizer, folder)
+    checkpoint = open_checkpoint(folder)
+    wanted = {tensor.name: read_tensor(checkpoint, tensor) for tensor in check_tensors(checkpoint)}
+    weights = load_file(folder / "model.safetensors")
+    renamed = {name.removeprefix("model."): values for name, values in weights.items()}
+    assert renamed.keys() != weights.keys()
+    save_file(renamed, folder / "model.safetensors")
+    checkpoint = open_checkpoint(folder)
+    for tensor in check_tensors(checkpoint):
+        np.testing.assert_array_equal(read_tensor(checkpoint, tensor), wanted[tensor.name])
