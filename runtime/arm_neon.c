@@ -127,36 +127,11 @@ static inline vu dwords_at(const dwords *d, vu index) {
     return vreinterpretq_u32_u8(vqtbl4q_u8(bytes, vreinterpretq_u8_u32(at)));
 }
 
-#include "simd_matrix.h"
+#include "simd_table.h"
 
-#include "simd_ops.h"
-
-#include "simd_attention.h"
-
-static bool supported(void) {
+static bool sq_cpu_has_neon(void) {
     return true; /* every 64-bit ARM processor has it */
 }
 
-const sq_kernels sq_kernels_neon = {
-    .name = "neon",
-    .supported = supported,
-    .types =
-        {
-            [SQ_TYPE_F32] = {f32_gemv, f32_expand_row},
-            [SQ_TYPE_F16] = {f16_gemv, f16_expand_row},
-            [SQ_TYPE_Q8_0] = {q8_0_gemv, q8_0_expand_row},
-            [SQ_TYPE_LUT3] = {lut3_gemv, lut3_expand_row},
-            [SQ_TYPE_LUT4] = {lut4_gemv, lut4_expand_row},
-        },
-    .gemm = gemm,
-    .rms_norm = rms_norm,
-    .layer_norm = layer_norm,
-    .gated = {[SQ_SILU] = silu_mul, [SQ_GELU] = gelu_mul},
-    .relu = relu,
-    .softcap = softcap,
-    .rope = rope,
-    .add = add,
-    .scale = scale,
-    .kv_store = {[SQ_KV_F16] = kv_store_f16, [SQ_KV_F32] = kv_store_f32, [SQ_KV_Q8] = kv_store_q8},
-    .attend = {[SQ_KV_F16] = attend_f16, [SQ_KV_F32] = attend_f32, [SQ_KV_Q8] = attend_q8},
-};
+/* Integer products of pairs take as many instructions as f32's. */
+const sq_kernels sq_kernels_neon = SIMD_KERNELS(neon, NULL, NULL);

@@ -55,9 +55,10 @@ struct sq_run {
     sq_rows expert_gate, expert_up; /* [n_ff_expert] */
     sq_rows cos[SQ_N_ROPES];        /* [n_rot / 2], of the token's position, times the table's scale */
     sq_rows sin[SQ_N_ROPES];
-    float *private_h;   /* [n_threads, sq_pad(n_embd)] */
-    float *tiles;       /* [n_threads, SQ_GEMM_ROWS, sq_pad(widest n_in)] */
-    size_t tile_floats; /* of one thread */
+    float *private_h;      /* [n_threads, sq_pad(n_embd)] */
+    float *scratch;        /* [n_threads]: of gemm and fixed_gemm */
+    void *packed;          /* what fixed_gemm multiplies */
+    size_t scratch_floats; /* of one thread */
 };
 
 struct sq_backend {

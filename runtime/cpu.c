@@ -49,6 +49,7 @@ static void experts_layout(sq_run *run, const sq_hparams *h, arena *a) {
 static void run_layout(sq_run *run, const sq_hparams *h, uint32_t n_threads, arena *a) {
     size_t q_width = (size_t)h->n_heads * h->head_dim, kv_width = (size_t)h->n_kv_heads * h->head_dim;
     size_t widest = larger(larger(q_width, h->n_embd), larger(h->n_ff, h->n_ff_expert));
+    widest = larger(widest, h->n_token_embd);
     run->x = arena_rows(a, SQ_RUN_TOKENS, h->n_embd);
     run->h = arena_rows(a, SQ_RUN_TOKENS, h->n_embd);
     run->q = arena_rows(a, SQ_RUN_TOKENS, q_width);
@@ -65,8 +66,11 @@ static void run_layout(sq_run *run, const sq_hparams *h, uint32_t n_threads, are
     if (h->n_experts)
         experts_layout(run, h, a);
     run->private_h = arena_floats(a, n_threads * sq_pad(h->n_embd));
-    run->tile_floats = SQ_GEMM_ROWS * sq_pad(larger(widest, h->n_token_embd));
-    run->tiles = arena_floats(a, n_threads * run->tile_floats);
+    run->scratch_floats =
+        sq_pad(larger(SQ_GEMM_ROWS * sq_pad(widest), sq_fixed_scratch_bytes(widest) / sizeof(float)));
+    run->scratch = arena_floats(a, n_threads * run->scratch_floats);
+    run->packed =
+        arena_floats(a, SQ_RUN_TOKENS / SQ_FIXED_TOKENS * sq_fixed_group_bytes(widest) / sizeof(float));
 }
 
 size_t sq_cpu_run_bytes(const sq_model *model, uint32_t n_threads) {
@@ -104,32 +108,61 @@ static float *row_at(const sq_rows *rows, uint32_t token) {
     return rows->data + token * rows->stride;
 }
 
+/* What matrices multiply: n rows of activations. */
+typedef struct operand {
+    const float *data;
+    size_t stride;
+    uint32_t n;
+    const void *packed; /* the same in fixed point; NULL: multiply as f32 */
+} operand;
+
+/* The rows, n_in wide; packed, behind a barrier, where that is faster and exactness is not asked for. */
+static operand operand_of(sq_run *run, const float *data, size_t stride, uint32_t n, uint32_t n_in,
+                          uint32_t thread) {
+    operand in = {data, stride, n, NULL};
+    if (run->model->exact || n <= SQ_FIXED_TOKENS)
+        return in;
+    size_t group_bytes = sq_fixed_group_bytes(n_in);
+    share tokens = share_of(run, n, SQ_FIXED_TOKENS, thread);
+    for (uint32_t t = tokens.first; t < tokens.last; t += SQ_FIXED_TOKENS) {
+        uint32_t left = tokens.last - t;
+        run->model->kernels->fixed_pack(data + t * stride, stride,
+                                        left < SQ_FIXED_TOKENS ? left : SQ_FIXED_TOKENS, n_in,
+                                        (uint8_t *)run->packed + t / SQ_FIXED_TOKENS * group_bytes);
+    }
+    sq_pool_barrier(run->pool);
+    in.packed = run->packed;
+    return in;
+}
+
 /* Tokens one by one, so that a token's result is the same to the last bit whichever run it is in; but of few
  * rows at a time, which come from memory once. */
-static void few_rows(const sq_kernels *kernels, const sq_matrix *w, const float *in, size_t in_stride,
-                     uint32_t n, float *out, size_t out_stride, share rows) {
-    uint32_t n_at_once = n == 1 ? rows.last - rows.first : SQ_GEMM_ROWS;
+static void few_rows(const sq_kernels *kernels, const sq_matrix *w, const operand *in, float *out,
+                     size_t out_stride, share rows) {
+    uint32_t n_at_once = in->n == 1 ? rows.last - rows.first : SQ_GEMM_ROWS;
     for (uint32_t row = rows.first, last; row < rows.last; row = last) {
         last = rows.last - row < n_at_once ? rows.last : row + n_at_once;
-        for (uint32_t t = 0; t < n; t++)
-            kernels->types[w->type].gemv(w, in + t * in_stride, out + t * out_stride + row, row, last);
+        for (uint32_t t = 0; t < in->n; t++)
+            kernels->types[w->type].gemv(w, in->data + t * in->stride, out + t * out_stride + row, row, last);
     }
 }
 
-/* Rows of `linear` in the share, for all n tokens: out[t][r] = linear(in[t])[r]. */
-static void linear_rows(sq_run *run, const sq_linear *linear, const float *in, size_t in_stride, uint32_t n,
-                        float *out, size_t out_stride, share rows, uint32_t thread) {
+/* Rows of `linear` in the share, for all rows of `in`: out[t][r] = linear(in[t])[r]. */
+static void linear_rows(sq_run *run, const sq_linear *linear, const operand *in, float *out,
+                        size_t out_stride, share rows, uint32_t thread) {
     const sq_kernels *kernels = run->model->kernels;
+    float *scratch = run->scratch + thread * run->scratch_floats, *y = out + rows.first;
     if (rows.first >= rows.last)
         return;
-    if (n <= SQ_FEW_TOKENS)
-        few_rows(kernels, &linear->w, in, in_stride, n, out, out_stride, rows);
+    if (in->n <= SQ_FEW_TOKENS)
+        few_rows(kernels, &linear->w, in, out, out_stride, rows);
+    else if (in->packed)
+        kernels->fixed_gemm(&linear->w, in->packed, in->n, y, out_stride, rows.first, rows.last, scratch);
     else
-        kernels->gemm(&linear->w, in, in_stride, n, out + rows.first, out_stride, rows.first, rows.last,
-                      run->tiles + thread * run->tile_floats);
+        kernels->gemm(&linear->w, in->data, in->stride, in->n, y, out_stride, rows.first, rows.last, scratch);
     if (!linear->bias)
         return;
-    for (uint32_t t = 0; t < n; t++)
+    for (uint32_t t = 0; t < in->n; t++)
         kernels->add(out + t * out_stride + rows.first, linear->bias + rows.first, rows.last - rows.first);
 }
 
@@ -144,20 +177,20 @@ static void norm_row(const sq_run *run, const sq_norm *norm, const float *x, uin
 
 /* norm(x) of tokens [first, n_tokens). One token: every thread does it for itself, which is cheaper than
  * waiting for one another; more: shared in run->h, behind a barrier. */
-static const float *norm_rows(sq_run *run, const sq_norm *norm, uint32_t first, uint32_t thread) {
+static operand norm_rows(sq_run *run, const sq_norm *norm, uint32_t first, uint32_t thread) {
     uint32_t n = run->n_tokens - first, n_embd = run->model->hparams.n_embd;
     if (!norm->weight)
-        return row_at(&run->x, first); /* as wide as a row of h */
+        return operand_of(run, row_at(&run->x, first), run->x.stride, n, n_embd, thread);
     if (n == 1) {
         float *mine = run->private_h + thread * sq_pad(n_embd);
         norm_row(run, norm, row_at(&run->x, first), n_embd, mine);
-        return mine;
+        return (operand){mine, run->h.stride, 1, NULL};
     }
     share tokens = share_of(run, n, 1, thread);
     for (uint32_t t = first + tokens.first; t < first + tokens.last; t++)
         norm_row(run, norm, row_at(&run->x, t), n_embd, row_at(&run->h, t));
     sq_pool_barrier(run->pool);
-    return row_at(&run->h, first);
+    return operand_of(run, row_at(&run->h, first), run->h.stride, n, n_embd, thread);
 }
 
 /* ---- operations -------------------------------------------------------------------------------- */
@@ -197,8 +230,10 @@ static void cpu_embed(sq_run *run, uint32_t thread) {
     }
     if (projected) {
         sq_pool_barrier(run->pool);
-        linear_rows(run, &model->embd_in, embedded->data, embedded->stride, run->n_tokens, run->x.data,
-                    run->x.stride, share_of(run, h->n_embd, ROW_GRAIN, thread), thread);
+        operand in =
+            operand_of(run, embedded->data, embedded->stride, run->n_tokens, h->n_token_embd, thread);
+        linear_rows(run, &model->embd_in, &in, run->x.data, run->x.stride,
+                    share_of(run, h->n_embd, ROW_GRAIN, thread), thread);
         sq_pool_barrier(run->pool);
     }
     for (uint32_t t = tokens.first; model->arch->learned_positions && t < tokens.last; t++) {
@@ -211,7 +246,7 @@ static void cpu_embed(sq_run *run, uint32_t thread) {
 
 static void cpu_norm_linears(sq_run *run, const sq_norm *norm, const sq_linear *const *linears,
                              const sq_rows *const *outs, uint32_t n, uint32_t thread) {
-    const float *in = norm_rows(run, norm, 0, thread);
+    operand in = norm_rows(run, norm, 0, thread);
     /* The rows of all matrices are dealt out as one, so that small matrices balance too. */
     uint32_t n_rows = 0;
     for (uint32_t i = 0; i < n; i++)
@@ -222,7 +257,7 @@ static void cpu_norm_linears(sq_run *run, const sq_norm *norm, const sq_linear *
         uint32_t end = base + linears[i]->w.n_out;
         uint32_t first = mine.first > base ? mine.first : base, last = mine.last < end ? mine.last : end;
         if (first < last)
-            linear_rows(run, linears[i], in, run->h.stride, run->n_tokens, outs[i]->data, outs[i]->stride,
+            linear_rows(run, linears[i], &in, outs[i]->data, outs[i]->stride,
                         (share){first - base, last - base}, thread);
         base = end;
     }
@@ -318,7 +353,8 @@ static void cpu_linear_add(sq_run *run, const sq_linear *linear, const sq_rows *
     const sq_kernels *kernels = run->model->kernels;
     uint32_t n_embd = linear->w.n_out;
     share rows = share_of(run, n_embd, ROW_GRAIN, thread), tokens = {0, run->n_tokens};
-    linear_rows(run, linear, in->data, in->stride, run->n_tokens, run->h.data, run->h.stride, rows, thread);
+    operand rows_in = operand_of(run, in->data, in->stride, run->n_tokens, linear->w.n_in, thread);
+    linear_rows(run, linear, &rows_in, run->h.data, run->h.stride, rows, thread);
     if (out->weight || after->weight) { /* which take whole tokens */
         rows = (share){0, n_embd};
         tokens = share_of(run, run->n_tokens, 1, thread);
@@ -335,14 +371,14 @@ static void cpu_linear_add(sq_run *run, const sq_linear *linear, const sq_rows *
     sublayer_end(run, thread);
 }
 
-/* gate = activation(gate_linear(in)) · up_linear(in) of n rows: the thread's share. */
-static void gated_rows(sq_run *run, const sq_linear *gate_linear, const sq_linear *up_linear, const float *in,
-                       size_t in_stride, uint32_t n, float *gate, float *up, size_t stride, uint32_t thread) {
+/* gate = activation(gate_linear(in)) · up_linear(in): the thread's share. */
+static void gated_rows(sq_run *run, const sq_linear *gate_linear, const sq_linear *up_linear,
+                       const operand *in, float *gate, float *up, size_t stride, uint32_t thread) {
     const sq_model *model = run->model;
     share rows = share_of(run, up_linear->w.n_out, ROW_GRAIN, thread);
-    linear_rows(run, gate_linear, in, in_stride, n, gate, stride, rows, thread);
-    linear_rows(run, up_linear, in, in_stride, n, up, stride, rows, thread);
-    for (uint32_t t = 0; t < n; t++) {
+    linear_rows(run, gate_linear, in, gate, stride, rows, thread);
+    linear_rows(run, up_linear, in, up, stride, rows, thread);
+    for (uint32_t t = 0; t < in->n; t++) {
         float *g = gate + t * stride + rows.first;
         model->kernels->gated[model->arch->activation](g, up + t * stride + rows.first,
                                                        rows.last - rows.first, g);
@@ -351,26 +387,27 @@ static void gated_rows(sq_run *run, const sq_linear *gate_linear, const sq_linea
 
 static void cpu_ffn_up(sq_run *run, const sq_norm *norm, const sq_layer *layer, uint32_t thread) {
     const sq_model *model = run->model;
-    const float *in = norm_rows(run, norm, 0, thread);
+    operand in = norm_rows(run, norm, 0, thread);
     if (!model->arch->plain_ffn) {
-        gated_rows(run, &layer->gate, &layer->up, in, run->h.stride, run->n_tokens, run->gate.data,
-                   run->up.data, run->gate.stride, thread);
+        gated_rows(run, &layer->gate, &layer->up, &in, run->gate.data, run->up.data, run->gate.stride,
+                   thread);
     } else {
         share rows = share_of(run, layer->up.w.n_out, ROW_GRAIN, thread);
-        linear_rows(run, &layer->up, in, run->h.stride, run->n_tokens, run->gate.data, run->gate.stride, rows,
-                    thread);
+        linear_rows(run, &layer->up, &in, run->gate.data, run->gate.stride, rows, thread);
         for (uint32_t t = 0; t < run->n_tokens; t++)
             model->kernels->relu(row_at(&run->gate, t) + rows.first, rows.last - rows.first);
     }
     sq_pool_barrier(run->pool);
 }
 
-/* Chooses the experts of every row of `in`, and of more than one token gathers the rows by expert. */
-static void route(sq_run *run, const float *in, const sq_linear *router, uint32_t thread) {
+/* Chooses the experts of every row of `in`, exactly, as they decide about what follows; and of more than one
+ * token gathers the rows by expert. */
+static void route(sq_run *run, operand in, const sq_linear *router, uint32_t thread) {
     const sq_hparams *h = &run->model->hparams;
     sq_routes *routes = &run->routes;
     uint32_t n_used = h->n_experts_used, n_places = run->n_tokens * n_used;
-    linear_rows(run, router, in, run->h.stride, run->n_tokens, run->router.data, run->router.stride,
+    in.packed = NULL;
+    linear_rows(run, router, &in, run->router.data, run->router.stride,
                 share_of(run, h->n_experts, ROW_GRAIN, thread), thread);
     sq_pool_barrier(run->pool);
     share tokens = share_of(run, run->n_tokens, 1, thread), places = share_of(run, n_places, 1, thread);
@@ -384,8 +421,8 @@ static void route(sq_run *run, const float *in, const sq_linear *router, uint32_
     if (run->n_tokens == 1)
         return;
     for (uint32_t i = places.first; i < places.last; i++)
-        memcpy(row_at(&run->routed, i), in + routes->order[i] / n_used * run->h.stride,
-               h->n_embd * sizeof *in);
+        memcpy(row_at(&run->routed, i), in.data + routes->order[i] / n_used * in.stride,
+               h->n_embd * sizeof *in.data);
     sq_pool_barrier(run->pool);
 }
 
@@ -393,24 +430,25 @@ static void cpu_experts_add(sq_run *run, const sq_norm *norm, const sq_layer *la
     const sq_kernels *kernels = run->model->kernels;
     const sq_hparams *h = &run->model->hparams;
     const sq_routes *routes = &run->routes;
-    const float *in = norm_rows(run, norm, 0, thread);
+    operand in = norm_rows(run, norm, 0, thread);
     route(run, in, &layer->router, thread);
     for (uint32_t e = 0; e < h->n_experts; e++) {
         const sq_expert *expert = &layer->experts[e];
         uint32_t first = routes->first[e], n = routes->first[e + 1] - first;
+        operand rows = {row_at(&run->routed, first), run->routed.stride, n, NULL};
         if (n) /* of a single token every expert has one place */
-            gated_rows(run, &expert->gate, &expert->up, run->n_tokens == 1 ? in : row_at(&run->routed, first),
-                       run->routed.stride, n, row_at(&run->expert_gate, first),
-                       row_at(&run->expert_up, first), run->expert_gate.stride, thread);
+            gated_rows(run, &expert->gate, &expert->up, run->n_tokens == 1 ? &in : &rows,
+                       row_at(&run->expert_gate, first), row_at(&run->expert_up, first),
+                       run->expert_gate.stride, thread);
     }
     sq_pool_barrier(run->pool);
     share rows = share_of(run, h->n_embd, ROW_GRAIN, thread);
     for (uint32_t e = 0; e < h->n_experts; e++) {
         uint32_t first = routes->first[e], n = routes->first[e + 1] - first;
+        operand in_rows = {row_at(&run->expert_gate, first), run->expert_gate.stride, n, NULL};
         if (n)
-            linear_rows(run, &layer->experts[e].down, row_at(&run->expert_gate, first),
-                        run->expert_gate.stride, n, row_at(&run->routed, first), run->routed.stride, rows,
-                        thread);
+            linear_rows(run, &layer->experts[e].down, &in_rows, row_at(&run->routed, first),
+                        run->routed.stride, rows, thread);
     }
     for (uint32_t i = 0; i < run->n_tokens * h->n_experts_used; i++) {
         uint32_t place = routes->order[i], t = place / h->n_experts_used;
@@ -426,17 +464,16 @@ static void cpu_logits(sq_run *run, const sq_norm *norm, const sq_linear *head, 
         return;
     const sq_model *model = run->model;
     const sq_hparams *h = &model->hparams;
-    const float *in = norm_rows(run, norm, run->n_tokens - run->n_logits, thread);
-    size_t stride = run->h.stride;
+    operand in = norm_rows(run, norm, run->n_tokens - run->n_logits, thread);
     if (h->n_token_embd != h->n_embd) {
-        linear_rows(run, &model->embd_out, in, stride, run->n_logits, run->token_embd.data,
-                    run->token_embd.stride, share_of(run, h->n_token_embd, ROW_GRAIN, thread), thread);
-        in = run->token_embd.data;
-        stride = run->token_embd.stride;
+        linear_rows(run, &model->embd_out, &in, run->token_embd.data, run->token_embd.stride,
+                    share_of(run, h->n_token_embd, ROW_GRAIN, thread), thread);
         sq_pool_barrier(run->pool);
+        in = operand_of(run, run->token_embd.data, run->token_embd.stride, run->n_logits, h->n_token_embd,
+                        thread);
     }
     share rows = share_of(run, h->n_vocab, ROW_GRAIN, thread);
-    linear_rows(run, head, in, stride, run->n_logits, run->logits, h->n_vocab, rows, thread);
+    linear_rows(run, head, &in, run->logits, h->n_vocab, rows, thread);
     for (uint32_t t = 0; h->logit_cap > 0 && t < run->n_logits; t++)
         model->kernels->softcap(run->logits + (size_t)t * h->n_vocab + rows.first, h->logit_cap,
                                 rows.last - rows.first);

@@ -23,11 +23,16 @@ bool sq_cpu_has_avx512(void) {
     return sq_cpu_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
+
+bool sq_cpu_has_avx512vnni(void) {
+    return sq_cpu_has_avx512() && __builtin_cpu_supports("avx512vnni");
+}
 #endif
 
 /* Fastest first. */
 static const sq_kernels *const all_kernels[] = {
 #if defined(__x86_64__)
+    &sq_kernels_avx512vnni,
     &sq_kernels_avx512,
     &sq_kernels_avx2,
 #elif defined(__aarch64__)
@@ -51,5 +56,7 @@ sq_status sq_kernels_choose(const char *cpu, const sq_kernels **kernels, sq_erro
         }
     }
     return sq_fail(error, SQ_ERROR_UNSUPPORTED,
-                   "no kernels for \"%s\" in this build; expected auto, scalar, avx2, avx512 or neon", cpu);
+                   "no kernels for \"%s\" in this build; expected auto, scalar, avx2, avx512, avx512vnni or "
+                   "neon",
+                   cpu);
 }

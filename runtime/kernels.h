@@ -56,7 +56,7 @@ typedef struct sq_attention {
 typedef enum sq_activation { SQ_SILU, SQ_GELU, SQ_N_ACTIVATIONS } sq_activation;
 
 typedef struct sq_kernels {
-    const char *name; /* "scalar", "avx2", "avx512", "neon" */
+    const char *name; /* "scalar", "avx2", "avx512", "avx512vnni", "neon" */
     bool (*supported)(void);
     sq_type_kernels types[SQ_N_TYPES];
 
@@ -65,6 +65,14 @@ typedef struct sq_kernels {
      * then multiplies them with all tokens. */
     void (*gemm)(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
                  uint32_t row0, uint32_t row1, float *scratch);
+
+    /* The same in 16-bit fixed point, faster and nearly as exact: fixed.c. First the activations of
+     * n_tokens <= SQ_FIXED_TOKENS tokens are packed into a group [sq_fixed_group_bytes(n_in)] (64-byte
+     * aligned), groups one behind the other; then threads multiply them. scratch:
+     * [sq_fixed_scratch_bytes(n_in)] (64-byte aligned). NULL where f32 is as fast. */
+    void (*fixed_pack)(const float *x, size_t ldx, uint32_t n_tokens, uint32_t n_in, void *group);
+    void (*fixed_gemm)(const sq_matrix *w, const void *packed, uint32_t n_tokens, float *y, size_t ldy,
+                       uint32_t row0, uint32_t row1, void *scratch);
 
     /* y[i] = x[i] / sqrt(mean(x²) + eps) · weight[i]; y may be x, which needs no padding */
     void (*rms_norm)(const float *x, const float *weight, float eps, uint32_t n, float *y);
@@ -97,10 +105,21 @@ enum { SQ_GEMM_ROWS = 64 }; /* more rows read x less often, fewer fit the L2 cac
 /* Rows (tokens · heads) that share a pass over a cache: their outputs and one block fit the L1 cache. */
 enum { SQ_ATTEND_ROWS = 32 };
 
+/* Fixed point: weights of a row that share a scale, tokens packed side by side, rows expanded at once. */
+enum { SQ_FIXED_BLOCK = 512, SQ_FIXED_TOKENS = 16, SQ_FIXED_ROWS = 64 };
+
+static inline size_t sq_fixed_n_blocks(size_t n_in) {
+    return (n_in + SQ_FIXED_BLOCK - 1) / SQ_FIXED_BLOCK;
+}
+
+size_t sq_fixed_group_bytes(size_t n_in);
+size_t sq_fixed_scratch_bytes(size_t n_in);
+
 extern const sq_kernels sq_kernels_scalar;
 /* Present where the target is x86-64, or 64-bit ARM; fill what they replace, the rest from scalar. */
 extern const sq_kernels sq_kernels_avx2;
 extern const sq_kernels sq_kernels_avx512;
+extern const sq_kernels sq_kernels_avx512vnni;
 extern const sq_kernels sq_kernels_neon;
 
 /* "auto" or NULL: the fastest this machine supports. */

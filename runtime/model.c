@@ -176,8 +176,10 @@ static sq_status model_load(sq_model *model, const sq_model_options *options, sq
         status = arch_find(model, error);
     if (!status)
         status = sq_kernels_choose(options ? options->cpu : NULL, &model->kernels, error);
-    if (!status)
+    if (!status) {
+        model->exact = (options && options->exact) || !model->kernels->fixed_gemm;
         status = list_create(model, error);
+    }
     if (!status)
         status = model->arch->load(model, error);
     if (!status)
@@ -298,6 +300,7 @@ void sq_model_get_info(const sq_model *model, sq_model_info *info) {
         .architecture = model->arch->name,
         .name = name ? name : "",
         .cpu = model->kernels->name,
+        .prompt = model->exact ? "f32" : "int16",
         .n_layers = h->n_layers,
         .n_embd = h->n_embd,
         .n_ff = h->n_ff,

@@ -117,6 +117,8 @@ const sq_kernels sq_kernels_scalar = {
             [SQ_TYPE_LUT4] = {sq_lut4_gemv, sq_lut4_expand_row},
         },
     .gemm = gemm,
+    .fixed_pack = sq_fixed_pack,
+    .fixed_gemm = sq_fixed_gemm,
     .rms_norm = rms_norm,
     .layer_norm = layer_norm,
     .gated = {[SQ_SILU] = silu_mul, [SQ_GELU] = gelu_mul},

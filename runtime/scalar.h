@@ -34,8 +34,23 @@ void sq_attend_f16(const sq_attention *attention);
 void sq_attend_f32(const sq_attention *attention);
 void sq_attend_q8(const sq_attention *attention);
 
+/* fixed.c: products in 16-bit fixed point. */
+void sq_fixed_pack(const float *x, size_t ldx, uint32_t n_tokens, uint32_t n_in, void *group);
+void sq_fixed_gemm(const sq_matrix *w, const void *packed, uint32_t n_tokens, float *y, size_t ldy,
+                   uint32_t row0, uint32_t row1, void *scratch);
+
+/* i16 in a row of an expanded tile: a cache line more than it needs, so that the same columns of several
+ * rows do not compete for one set of the L1 cache. */
+static inline size_t sq_fixed_row_stride(size_t n_in) {
+    return sq_pad(n_in) + 32;
+}
+
+/* Norms of blocks below count as zero: their inverse might overflow. */
+#define SQ_FIXED_TINY 0x1p-100f
+
 /* kernels.c: the instructions that x86_avx2.c and x86_avx512.c are compiled for. */
 bool sq_cpu_has_avx2(void);
 bool sq_cpu_has_avx512(void);
+bool sq_cpu_has_avx512vnni(void);
 
 #endif

@@ -405,11 +405,14 @@ static void f16_expand_row(const sq_matrix *w, uint32_t row, float *out) {
     dense_expand(f16_load, f16_load_n, w, row, out);
 }
 
-static const sq_type_kernels type_kernels[SQ_N_TYPES] = {
-    [SQ_TYPE_F32] = {f32_gemv, f32_expand_row},    [SQ_TYPE_F16] = {f16_gemv, f16_expand_row},
-    [SQ_TYPE_Q8_0] = {q8_0_gemv, q8_0_expand_row}, [SQ_TYPE_LUT3] = {lut3_gemv, lut3_expand_row},
-    [SQ_TYPE_LUT4] = {lut4_gemv, lut4_expand_row},
-};
+#define SIMD_TYPES                                                                                           \
+    {                                                                                                        \
+        [SQ_TYPE_F32] = {f32_gemv, f32_expand_row},    [SQ_TYPE_F16] = {f16_gemv, f16_expand_row},           \
+        [SQ_TYPE_Q8_0] = {q8_0_gemv, q8_0_expand_row}, [SQ_TYPE_LUT3] = {lut3_gemv, lut3_expand_row},        \
+        [SQ_TYPE_LUT4] = {lut4_gemv, lut4_expand_row},                                                       \
+    }
+
+static const sq_type_kernels type_kernels[SQ_N_TYPES] = SIMD_TYPES;
 
 /* ---- many tokens ------------------------------------------------------------------------------ */
 

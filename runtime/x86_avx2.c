@@ -4,10 +4,11 @@
 #include <immintrin.h>
 #include <string.h>
 
-enum { W = 8, GEMV_ROWS = 2, VALUE_VECTORS = 2 };
-#define GEMM_TOKENS 3
-#define SCORE_ROWS  4
-#define VALUE_ROWS  4
+enum { W = 8, GEMV_ROWS = 2, FIXED_TILE_ROWS = 4, VALUE_VECTORS = 2 };
+#define GEMM_TOKENS        3
+#define FIXED_TILE_VECTORS 2
+#define SCORE_ROWS         4
+#define VALUE_ROWS         4
 
 typedef __m256 vf;
 typedef __m128 v4;
@@ -132,31 +133,20 @@ static inline vu dwords_at(const dwords *d, vu index) {
     return (vu)_mm256_blendv_ps(low, high, (__m256)(index << 28));
 }
 
-#include "simd_matrix.h"
-#include "simd_ops.h"
+static inline void v4_transpose(v4 *v) {
+    _MM_TRANSPOSE4_PS(v[0], v[1], v[2], v[3]);
+}
 
-#include "simd_attention.h"
+#include "simd_fixed.h"
+#include "simd_table.h"
 
-const sq_kernels sq_kernels_avx2 = {
-    .name = "avx2",
-    .supported = sq_cpu_has_avx2,
-    .types =
-        {
-            [SQ_TYPE_F32] = {f32_gemv, f32_expand_row},
-            [SQ_TYPE_F16] = {f16_gemv, f16_expand_row},
-            [SQ_TYPE_Q8_0] = {q8_0_gemv, q8_0_expand_row},
-            [SQ_TYPE_LUT3] = {lut3_gemv, lut3_expand_row},
-            [SQ_TYPE_LUT4] = {lut4_gemv, lut4_expand_row},
-        },
-    .gemm = gemm,
-    .rms_norm = rms_norm,
-    .layer_norm = layer_norm,
-    .gated = {[SQ_SILU] = silu_mul, [SQ_GELU] = gelu_mul},
-    .relu = relu,
-    .softcap = softcap,
-    .rope = rope,
-    .add = add,
-    .scale = scale,
-    .kv_store = {[SQ_KV_F16] = kv_store_f16, [SQ_KV_F32] = kv_store_f32, [SQ_KV_Q8] = kv_store_q8},
-    .attend = {[SQ_KV_F16] = attend_f16, [SQ_KV_F32] = attend_f32, [SQ_KV_Q8] = attend_q8},
-};
+static inline vi dot_pairs_madd(vi sums, vi a, vi b) {
+    return sums + (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+}
+
+static void fixed_gemm_madd(const sq_matrix *w, const void *packed, uint32_t n_tokens, float *y, size_t ldy,
+                            uint32_t row0, uint32_t row1, void *scratch) {
+    fixed_gemm(dot_pairs_madd, w, packed, n_tokens, y, ldy, row0, row1, scratch);
+}
+
+const sq_kernels sq_kernels_avx2 = SIMD_KERNELS(avx2, fixed_pack, fixed_gemm_madd);

@@ -30,6 +30,7 @@ class Session:
         ctx: int | None,
         kv: str | None,
         cpu: str | None,
+        exact: bool,
     ) -> None:
         self.lock = threading.RLock()
         self._inside = threading.Lock()
@@ -37,7 +38,7 @@ class Session:
 
         cpu_name = ffi.NULL if cpu is None else ffi.new("char[]", cpu.encode())
         kv_name = ffi.NULL if kv is None else ffi.new("char[]", kv.encode())
-        options = ffi.new("sq_model_options *", {"cpu": cpu_name})
+        options = ffi.new("sq_model_options *", {"cpu": cpu_name, "exact": exact})
         model = ffi.new("sq_model **")
         check(lib.sq_model_open(os.fsencode(path), options, model, error), error)
         self._model: Any = ffi.gc(model[0], lib.sq_model_close)

@@ -338,6 +338,7 @@ static void append_json(text *out, const bench *b) {
     json_number(&w, "bits_per_weight", b->info.bits_per_weight);
     json_string(&w, "processor", processor);
     json_string(&w, "cpu", b->info.cpu);
+    json_string(&w, "prompt_arithmetic", b->info.prompt);
     json_u64(&w, "threads", prompt->n_threads);
     json_string(&w, "kv", b->kv);
     json_u64(&w, "prompt_tokens", prompt->n_tokens);
@@ -386,9 +387,10 @@ static void append_case(text *out, const bench *b, const bench_case *c) {
 static void append_summary(text *out, const bench *b) {
     char processor[128];
     bandwidth_processor(processor, sizeof processor);
-    text_printf(out, "%s, %.2f bits a weight; %s, %s, %s cache; median (least … most) of %u rounds\n",
-                b->info.name[0] ? b->info.name : b->path, b->info.bits_per_weight, processor, b->info.cpu,
-                b->kv, b->n_rounds);
+    text_printf(
+        out, "%s, %.2f bits a weight; %s, %s, prompts in %s, %s cache; median (least … most) of %u rounds\n",
+        b->info.name[0] ? b->info.name : b->path, b->info.bits_per_weight, processor, b->info.cpu,
+        b->info.prompt, b->kv, b->n_rounds);
     text_append_string(out, "           tokens  depth threads     tok/s\n");
     for (size_t i = 0; i < b->n_cases; i++) {
         append_case(out, b, &b->cases[i]);
@@ -452,6 +454,7 @@ int main(int argc, char **argv) {
     bench b = {.prompts = {{512}, 1}, .generated = {{128}, 1}, .depths = {{0}, 1}, .threads = {{0}, 1}};
     b.n_rounds = 5;
     b.kv = "f16";
+    sq_model_options model_options = {0};
     bool json = false;
     const option options[] = {
         {"-p", OPTION_U32S, &b.prompts, 1, 1 << 24, "TOKENS", "length of the prompt, default 512"},
@@ -462,6 +465,8 @@ int main(int argc, char **argv) {
         {"-r", OPTION_U32, &b.n_rounds, 1, 10000, "ROUNDS", "how often, default 5"},
         {"--threads", OPTION_U32S, &b.threads, 1, 1024, "NUMBER", "default: one per processor core"},
         {"--kv", OPTION_CHOICE, &b.kv, 0, 0, "f16|q8|f32", "precision of the KV cache, default f16"},
+        {"--exact", OPTION_FLAG, &model_options.exact, 0, 0, NULL,
+         "prompts in f32 too, not in 16-bit fixed point"},
         {"--profile", OPTION_FLAG, &b.profile, 0, 0, NULL, "show where the time goes, by kind of operation"},
         {"--json", OPTION_FLAG, &json, 0, 0, NULL, "print JSON"},
     };
@@ -483,7 +488,7 @@ int main(int argc, char **argv) {
     tool_ignore_closed_pipes();
     sq_model *model;
     sq_error error;
-    if (!tool_check(tool_name, sq_model_open(b.path, NULL, &model, &error), &error)) {
+    if (!tool_check(tool_name, sq_model_open(b.path, &model_options, &model, &error), &error)) {
         return 1;
     }
     b.model = model;

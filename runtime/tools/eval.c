@@ -155,6 +155,7 @@ static void append_json(text *out, const evaluation *e) {
     json_number(&w, "bits_per_weight", e->info.bits_per_weight);
     json_number(&w, "seconds", clock_seconds() - e->start);
     json_string(&w, "cpu", e->info.cpu);
+    json_string(&w, "prompt_arithmetic", e->info.prompt);
     json_u64(&w, "threads", sq_session_n_threads(e->session));
     json_close(&w, '}');
     *out = w.out;
@@ -183,6 +184,7 @@ static int evaluate_text(evaluation *e, sq_session_options *options, bool json) 
 }
 
 int main(int argc, char **argv) {
+    sq_model_options model_options = {0};
     sq_session_options session = {0};
     bool json = false;
     const option options[] = {
@@ -190,6 +192,8 @@ int main(int argc, char **argv) {
          "window; default: 2048, or what the model was trained for if that is less"},
         {"--threads", OPTION_U32, &session.n_threads, 1, 1024, "NUMBER", "default: one per processor core"},
         {"--kv", OPTION_CHOICE, &session.kv, 0, 0, "f16|q8|f32", "precision of the KV cache, default f16"},
+        {"--exact", OPTION_FLAG, &model_options.exact, 0, 0, NULL,
+         "prompts in f32 too, not in 16-bit fixed point"},
         {"--json", OPTION_FLAG, &json, 0, 0, NULL, "print JSON"},
     };
     const tool t = {
@@ -208,7 +212,7 @@ int main(int argc, char **argv) {
     tool_ignore_closed_pipes();
     sq_model *model;
     sq_error error;
-    if (!tool_check(tool_name, sq_model_open(paths[0], NULL, &model, &error), &error)) {
+    if (!tool_check(tool_name, sq_model_open(paths[0], &model_options, &model, &error), &error)) {
         return 1;
     }
     evaluation e = {.model = model, .model_path = paths[0], .text_path = paths[1]};

@@ -139,8 +139,8 @@ static void append_summary(text *out, const report *r) {
     text_printf(out, "context       trained for %u tokens\n", i->n_ctx_train);
     text_printf(out, "tokenizer     %s\n", meta(r, "tokenizer.ggml.model"));
     text_printf(out, "chat          %s\n", r->chat_problem ? r->chat_problem : "yes");
-    text_printf(out, "runs with     CPU %s, reads %.2f MB of weights a token\n", i->cpu,
-                1e-6 * (double)i->token_bytes);
+    text_printf(out, "runs with     CPU %s, prompts in %s, reads %.2f MB of weights a token\n", i->cpu,
+                i->prompt, 1e-6 * (double)i->token_bytes);
 }
 
 /* ---- for programs ---------------------------------------------------------------------------- */
@@ -180,6 +180,7 @@ static void write_report(json_writer *w, const report *r) {
     json_bool(w, "chat", !r->chat_problem);
     json_string(w, "chat_problem", r->chat_problem);
     json_string(w, "cpu", i->cpu);
+    json_string(w, "prompt_arithmetic", i->prompt);
 }
 
 static bool write_tensors(json_writer *w, const sq_model *model, sq_error *error) {

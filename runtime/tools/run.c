@@ -17,6 +17,7 @@ typedef struct arguments {
     const char *prompt; /* NULL: none */
     const char *system; /* NULL: none */
     bool raw, lookup;
+    sq_model_options model;
     sq_session_options session;
     settings settings;
 } arguments;
@@ -172,7 +173,7 @@ static int check(const arguments *a) {
 
 int main(int argc, char **argv) {
     arguments a = {0};
-    option rows[N_SETTINGS + 7];
+    option rows[N_SETTINGS + 8];
     settings_init(&a.settings, rows);
     const option others[] = {
         {"-p", OPTION_TEXT, &a.prompt, 0, 0, "PROMPT",
@@ -185,6 +186,7 @@ int main(int argc, char **argv) {
          "compute ahead what followed the same words before; the answer is the same, sooner"},
         {"--threads", OPTION_U32, &a.session.n_threads, 1, 1024, "NUMBER", "default: one per processor core"},
         {"--kv", OPTION_CHOICE, &a.session.kv, 0, 0, "f16|q8|f32", "precision of the KV cache, default f16"},
+        {"--exact", OPTION_FLAG, &a.model.exact, 0, 0, NULL, "prompts in f32 too, not in 16-bit fixed point"},
     };
     memcpy(rows + N_SETTINGS, others, sizeof others);
     const tool t = {.name = tool_name,
@@ -202,7 +204,7 @@ int main(int argc, char **argv) {
     tool_ignore_closed_pipes();
     sq_model *model;
     sq_error error;
-    if (!tool_check(tool_name, sq_model_open(path, NULL, &model, &error), &error)) {
+    if (!tool_check(tool_name, sq_model_open(path, &a.model, &model, &error), &error)) {
         return 1;
     }
     code = run_model(model, &a, rows);

@@ -5,7 +5,7 @@
 #include "check.h"
 #include "guard.h"
 
-static const sq_kernels *sets[4];
+static const sq_kernels *sets[5];
 static int n_sets;
 
 static uint64_t seed = 0x9e3779b97f4a7c15u;
@@ -284,6 +284,79 @@ static void check_gemm(const sq_kernels *k, const example *e, uint32_t n_tokens)
     guard_free(parts);
 }
 
+/* Eight standard deviations of a sum in fixed point: a product of rounded factors is off by s_w q_x and
+ * s_x q_w times errors that are uniform between -1/2 and 1/2, which over a block is |w| |x| / 32767 times
+ * the root of 1/12 + 1/12. */
+static double fixed_tolerance(const example *e, uint32_t row, const float *x) {
+    const float *weights = e->weights + (size_t)row * e->m.n_in;
+    double variance = 0;
+    for (uint32_t i = 0; i < e->m.n_in;) {
+        double w2 = 0, x2 = 0;
+        for (uint32_t end = i + SQ_FIXED_BLOCK; i < e->m.n_in && i < end; i++) {
+            w2 += (double)weights[i] * weights[i];
+            x2 += (double)x[i] * x[i];
+        }
+        variance += w2 * x2 / 6 / 32767 / 32767;
+    }
+    return 8 * sqrt(variance);
+}
+
+/* n_tokens of x, packed group by group. */
+static uint8_t *fixed_packed(const sq_kernels *k, const float *x, size_t ldx, uint32_t n_tokens,
+                             uint32_t n_in) {
+    uint32_t n_groups = (n_tokens + SQ_FIXED_TOKENS - 1) / SQ_FIXED_TOKENS;
+    size_t group_bytes = sq_fixed_group_bytes(n_in);
+    uint8_t *packed = aligned_alloc(64, n_groups * group_bytes);
+    memset(packed, 0xff, n_groups * group_bytes);
+    for (uint32_t g = 0; g < n_groups; g++) {
+        uint32_t first = g * SQ_FIXED_TOKENS, left = n_tokens - first;
+        k->fixed_pack(x + first * ldx, ldx, left < SQ_FIXED_TOKENS ? left : SQ_FIXED_TOKENS, n_in,
+                      packed + g * group_bytes);
+    }
+    return packed;
+}
+
+static void check_fixed(const sq_kernels *k, const example *e, uint32_t n_tokens) {
+    uint32_t n_out = e->m.n_out, n_in = e->m.n_in, split = random_below(n_out + 1);
+    uint32_t head = random_below(n_tokens) + 1; /* tokens that are multiplied without those behind them */
+    size_t ldx = sq_pad(n_in) + 32, ldy = n_out + 3, n_y = (n_tokens - 1) * ldy + n_out;
+    guarded x = activations(n_tokens, n_in, ldx), whole = guard_alloc(n_y * sizeof(float)),
+            parts = guard_alloc(n_y * sizeof(float));
+    uint8_t *scratch = aligned_alloc(64, (sq_fixed_scratch_bytes(n_in) + 63) / 64 * 64);
+    uint8_t *packed = fixed_packed(k, x.data, ldx, n_tokens, n_in);
+    float *y = whole.data, *z = parts.data;
+    memset(y, 0x7f, n_y * sizeof(float));
+    memset(z, 0x7f, n_y * sizeof(float));
+    k->fixed_gemm(&e->m, packed, n_tokens, y, ldy, 0, n_out, scratch);
+    for (uint32_t t = 0; t < n_tokens; t++) {
+        for (uint32_t r = 0; r < n_out; r++) {
+            const float *xt = (float *)x.data + t * ldx;
+            double tolerance, expected = dot(e, r, xt, &tolerance), found = y[t * ldy + r];
+            tolerance += fixed_tolerance(e, r, xt);
+            CHECK_SAY(fabs(found - expected) <= tolerance,
+                      "%s %s: row %u of [%u, %u]%s, token %u of %u: found %.9g, expected %.9g within %g",
+                      k->name, sq_types[e->m.type].name, r, n_out, n_in, e->m.rows ? " with sparse" : "", t,
+                      n_tokens, found, expected, tolerance);
+        }
+    }
+    /* Any split of rows gives the same, and nothing between the rows of y is touched. */
+    k->fixed_gemm(&e->m, packed, n_tokens, z, ldy, 0, split, scratch);
+    k->fixed_gemm(&e->m, packed, n_tokens, z + split, ldy, split, n_out, scratch);
+    CHECK_SAY(!memcmp(y, z, n_y * sizeof(float)), "%s %s: [%u, %u], %u tokens: parts differ from the whole",
+              k->name, sq_types[e->m.type].name, n_out, n_in, n_tokens);
+    /* So does a token without those behind it. */
+    free(packed);
+    packed = fixed_packed(k, x.data, ldx, head, n_in);
+    k->fixed_gemm(&e->m, packed, head, z, ldy, 0, n_out, scratch);
+    CHECK_SAY(!memcmp(y, z, n_y * sizeof(float)), "%s %s: [%u, %u], %u tokens of %u differ when alone",
+              k->name, sq_types[e->m.type].name, n_out, n_in, head, n_tokens);
+    free(packed);
+    free(scratch);
+    guard_free(x);
+    guard_free(whole);
+    guard_free(parts);
+}
+
 static void check_matrix(uint32_t n_out, uint32_t n_in, const uint32_t *token_counts, int n_counts) {
     for (sq_type type = 0; type < SQ_N_TYPES; type++) {
         if (!sq_types[type].row_bytes(n_in)) {
@@ -296,6 +369,9 @@ static void check_matrix(uint32_t n_out, uint32_t n_in, const uint32_t *token_co
                 check_gemv(sets[s], &e);
                 for (int i = 0; i < n_counts; i++) {
                     check_gemm(sets[s], &e, token_counts[i]);
+                    if (sets[s]->fixed_gemm) {
+                        check_fixed(sets[s], &e, token_counts[i]);
+                    }
                 }
             }
             example_free(&e);
@@ -374,7 +450,7 @@ static void test_outputs(void) {
 }
 
 static void test_tokens(void) {
-    static const uint32_t tokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 64};
+    static const uint32_t tokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 31, 48, 64, 100};
     check_matrix(19, 96, tokens, sizeof tokens / sizeof *tokens);
     check_matrix(7, 1100, tokens, sizeof tokens / sizeof *tokens);
 }
@@ -385,8 +461,8 @@ static void test_wide_columns(void) {
 }
 
 int main(void) {
-    static const char *const names[] = {"scalar", "avx2", "avx512", "neon"};
-    for (int i = 0; i < 4; i++) {
+    static const char *const names[] = {"scalar", "avx2", "avx512", "avx512vnni", "neon"};
+    for (int i = 0; i < 5; i++) {
         if (!sq_kernels_choose(names[i], &sets[n_sets], NULL)) {
             printf("instruction set: %s\n", sets[n_sets++]->name);
         }

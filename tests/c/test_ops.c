@@ -5,7 +5,7 @@
 #include "check.h"
 #include "guard.h"
 
-static const sq_kernels *sets[4];
+static const sq_kernels *sets[5];
 static int n_sets;
 
 static uint64_t seed = 0x2545f4914f6cdd1du;
@@ -289,8 +289,8 @@ static void test_add_and_scale(void) {
 }
 
 int main(void) {
-    static const char *const names[] = {"scalar", "avx2", "avx512", "neon"};
-    for (int i = 0; i < 4; i++) {
+    static const char *const names[] = {"scalar", "avx2", "avx512", "avx512vnni", "neon"};
+    for (int i = 0; i < 5; i++) {
         if (!sq_kernels_choose(names[i], &sets[n_sets], NULL)) {
             printf("instruction set: %s\n", sets[n_sets++]->name);
         }

@@ -206,14 +206,21 @@ def test_logits_and_log_probabilities_agree(model: Model, monkeypatch: pytest.Mo
     assert model.log_probabilities([ids[0]]).shape == (0,)
 
 
-def test_generated_tokens_carry_their_log_probabilities(model: Model) -> None:
-    ids = model.tokenize(PROMPT)
-    tokens = list(model.stream_tokens(ids, 12, temperature=0.9, seed=3))
-    scores = model.log_probabilities([*ids, *(token.id for token in tokens)])[len(ids) - 1 :]
-    assert np.allclose([token.log_probability for token in tokens], scores, atol=1e-3)
-    assert b"".join(token.text for token in tokens).decode() == model.generate(
-        ids, 12, temperature=0.9, seed=3
-    )
+def test_generated_tokens_carry_their_log_probabilities(stories4: Path) -> None:
+    """Scored as a prompt they are the same where prompts are exact."""
+    with Model(stories4, threads=1, exact=True) as model:
+        ids = model.tokenize(PROMPT)
+        tokens = list(model.stream_tokens(ids, 12, temperature=0.9, seed=3))
+        scores = model.log_probabilities([*ids, *(token.id for token in tokens)])[len(ids) - 1 :]
+        assert np.allclose([token.log_probability for token in tokens], scores, atol=1e-3)
+        text = model.generate(ids, 12, temperature=0.9, seed=3)
+    assert b"".join(token.text for token in tokens).decode() == text
+
+
+def test_info_says_how_prompts_are_computed(stories4: Path) -> None:
+    for exact, arithmetic in ((False, "int16"), (True, "f32")):
+        with Model(stories4, cpu="scalar", exact=exact) as model:
+            assert model.info.prompt == arithmetic
 
 
 # ---- chat -----------------------------------------------------------------------------------------

@@ -12,11 +12,19 @@ from sqllm._ffi import check, ffi, lib
 Logits = NDArray[np.float32]
 
 
-def run(path: Path, ids: list[int], pieces: list[int], cpu: str, kv: str = "f32", threads: int = 2) -> Logits:
+def run(
+    path: Path,
+    ids: list[int],
+    pieces: list[int],
+    cpu: str,
+    kv: str = "f32",
+    threads: int = 2,
+    exact: bool = True,
+) -> Logits:
     """Logits ``[n_tokens, n_vocab]`` of ids given to one session in pieces of these lengths."""
     error, model, session = ffi.new("sq_error *"), ffi.new("sq_model **"), ffi.new("sq_session **")
     cpu_text, kv_text = ffi.new("char[]", cpu.encode()), ffi.new("char[]", kv.encode())
-    model_options = ffi.new("sq_model_options *", {"cpu": cpu_text})
+    model_options = ffi.new("sq_model_options *", {"cpu": cpu_text, "exact": exact})
     session_options = ffi.new("sq_session_options *", {"n_threads": threads, "kv": kv_text})
     check(lib.sq_model_open(str(path).encode(), model_options, model, error), error)
     try:
@@ -48,7 +56,7 @@ def kl_divergence(reference: Logits, ours: Logits) -> NDArray[np.float64]:
 def cpus() -> list[str]:
     """The instruction sets this machine has."""
     flags = Path("/proc/cpuinfo").read_text()
-    sets = {"avx2": " avx2 ", "avx512": " avx512bw "}
+    sets = {"avx2": " avx2 ", "avx512": " avx512bw ", "avx512vnni": " avx512_vnni "}
     return ["scalar", *(name for name, flag in sets.items() if flag in flags)]
 
 

@@ -139,8 +139,8 @@ static void say_hello(const chat *c) {
         text_printf(&line, "%.2f bits a weight, ", info.bits_per_weight);
     }
     uint32_t n_threads = sq_session_n_threads(c->session), n_ctx = sq_session_n_ctx(c->session);
-    text_printf(&line, "CPU %s with %u thread%s, context %u tokens", info.cpu, n_threads,
-                n_threads == 1 ? "" : "s", n_ctx);
+    text_printf(&line, "CPU %s, prompts in %s, %u thread%s, context %u tokens", info.cpu, info.prompt,
+                n_threads, n_threads == 1 ? "" : "s", n_ctx);
     terminal_note(stderr, "%s. /help lists the commands.", text_string(&line));
     text_free(&line);
 }

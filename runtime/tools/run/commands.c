@@ -165,7 +165,8 @@ static command_result run_info(chat *c, const char *argument) {
                     100 * info.sparse_share);
     }
     uint32_t n_threads = sq_session_n_threads(c->session);
-    text_printf(&out, "runs on   CPU %s, %u thread%s\n", info.cpu, n_threads, n_threads == 1 ? "" : "s");
+    text_printf(&out, "runs on   CPU %s, prompts in %s, %u thread%s\n", info.cpu, info.prompt, n_threads,
+                n_threads == 1 ? "" : "s");
     text_printf(&out, "context   %zu of %u tokens, %zu turn%s\n", n_used, sq_session_n_ctx(c->session),
                 c->dialogue.n_turns, c->dialogue.n_turns == 1 ? "" : "s");
     text_printf(&out, "system    %s\n",

@@ -1,0 +1,188 @@
+/* Products with many tokens in 16-bit fixed point (fixed.c defines them) over vectors of W lanes: the one
+ * body that x86_avx512.c and x86_avx2.c include after simd_matrix.h. Beyond its list it takes
+ *
+ *   vi                    vectors of W int32_t
+ *   v4_transpose          transposes four v4 in place
+ *   FIXED_TILE_ROWS, FIXED_TILE_VECTORS   rows and vectors of tokens in a register tile
+ *
+ * Rows of weights lie as they are, so that a pair of neighbours is one broadcast dword; activations lie
+ * pair by pair, 16 tokens side by side:
+ *
+ *     group:  pair 0 of tokens 0 … 15 | pair 1 of tokens 0 … 15 | …  then  scales of block 0 | block 1 | …
+ *
+ * A register tile is FIXED_TILE_ROWS rows × FIXED_TILE_VECTORS vectors of tokens over one block; a tile in
+ * the L2 cache is SQ_FIXED_ROWS rows, expanded and rounded once for all tokens. */
+#ifndef SQ_SIMD_FIXED_H
+#define SQ_SIMD_FIXED_H
+
+#include "simd_matrix.h"
+
+#include <math.h>
+
+/* sums + low halves' products + high halves' products, of W pairs of i16. */
+typedef vi dot_pairs(vi sums, vi a, vi b);
+
+/* fixed.c: quantize. n is a multiple of 32. */
+static float fixed_quantize(const float *a, size_t n, int16_t *q) {
+    vf squares[2] = {vf_zero(), vf_zero()};
+    for (size_t i = 0; i < n; i += 2 * W) {
+        for (int j = 0; j < 2; j++) {
+            vf v = vf_load(a + i + j * W);
+            squares[j] = vf_fma(v, v, squares[j]);
+        }
+    }
+    v4 totals = vf_sums((const vf[4]){squares[0], squares[1], vf_zero(), vf_zero()});
+    float norm = sqrtf(totals[0] + totals[1]);
+    vf inverse = vf_set1(norm > SQ_FIXED_TINY ? 32767 / norm : 0);
+    typedef int16_t vs __attribute__((vector_size(2 * W)));
+    for (size_t i = 0; i < n; i += W) {
+        /* Adding it leaves the nearest integer in the low bits. */
+        vf rounded = vf_fma(vf_load(a + i), inverse, vf_set1(0x1.8p23f));
+        vs narrow = __builtin_convertvector((vi)rounded, vs);
+        memcpy(q + i, &narrow, sizeof narrow);
+    }
+    return norm / 32767;
+}
+
+static void fixed_pack(const float *x, size_t ldx, uint32_t n_tokens, uint32_t n_in, void *group) {
+    const size_t n = sq_pad(n_in);
+    int32_t *pairs = group;
+    float *scales = (float *)(pairs + SQ_FIXED_TOKENS * n / 2);
+    memset(group, 0, n_tokens < SQ_FIXED_TOKENS ? sq_fixed_group_bytes(n_in) : 0);
+    for (uint32_t t = 0; t < n_tokens; t++) {
+        for (size_t i = 0; i < n; i += SQ_FIXED_BLOCK) {
+            size_t n_block = n - i < SQ_FIXED_BLOCK ? n - i : SQ_FIXED_BLOCK;
+            int32_t q[SQ_FIXED_BLOCK / 2];
+            scales[i / SQ_FIXED_BLOCK * SQ_FIXED_TOKENS + t] =
+                fixed_quantize(x + t * ldx + i, n_block, (int16_t *)q);
+            for (size_t k = 0; k < n_block / 2; k++) {
+                pairs[(i / 2 + k) * SQ_FIXED_TOKENS + t] = q[k];
+            }
+        }
+    }
+}
+
+/* Vector v of a panel of groups: W tokens' pairs, or scales, lie at base + fixed_offset(v, …). */
+SQ_INLINE size_t fixed_offset(int v, size_t group_bytes) {
+    return v * W / SQ_FIXED_TOKENS * group_bytes + v * W % SQ_FIXED_TOKENS * sizeof(int32_t);
+}
+
+/* sums[r][t] (+)= s_w[r] s_x[t] Σ q_w q_x over one block, for n_vectors · W tokens. */
+SQ_INLINE void fixed_tile(dot_pairs *dot, const int16_t *weights, size_t ldw, const float *weight_scales,
+                          size_t n_blocks, const uint8_t *pairs, const uint8_t *scales, size_t group_bytes,
+                          size_t n, int n_vectors, bool first, float (*sums)[FIXED_TILE_VECTORS * W]) {
+    vi products[FIXED_TILE_ROWS][FIXED_TILE_VECTORS];
+    for (int r = 0; r < FIXED_TILE_ROWS; r++) {
+        for (int v = 0; v < n_vectors; v++) {
+            products[r][v] = (vi){0};
+        }
+    }
+    for (size_t p = 0; p < n / 2; p++) {
+        vi xs[FIXED_TILE_VECTORS];
+        for (int v = 0; v < n_vectors; v++) {
+            memcpy(&xs[v], pairs + fixed_offset(v, group_bytes) + p * SQ_FIXED_TOKENS * sizeof(int32_t),
+                   sizeof xs[v]);
+        }
+        for (int r = 0; r < FIXED_TILE_ROWS; r++) {
+            int32_t pair;
+            memcpy(&pair, weights + r * ldw + 2 * p, sizeof pair);
+            for (int v = 0; v < n_vectors; v++) {
+                products[r][v] = dot(products[r][v], xs[v], (vi){0} + pair);
+            }
+        }
+    }
+    for (int v = 0; v < n_vectors; v++) {
+        vf x_scale = vf_load((const float *)(scales + fixed_offset(v, group_bytes)));
+        for (int r = 0; r < FIXED_TILE_ROWS; r++) {
+            vf scale = x_scale * vf_set1(weight_scales[r * n_blocks]);
+            vf before = first ? vf_zero() : vf_load(&sums[r][v * W]);
+            vf_store(&sums[r][v * W], vf_fma(__builtin_convertvector(products[r][v], vf), scale, before));
+        }
+    }
+}
+
+/* y[t · ldy + r] = sums[r][t] */
+static void fixed_store(float (*sums)[FIXED_TILE_VECTORS * W], uint32_t n_rows, uint32_t n_tokens, float *y,
+                        size_t ldy) {
+    for (uint32_t r = 0; r < n_rows; r += 4) {
+        uint32_t rows = n_rows - r < 4 ? n_rows - r : 4;
+        for (uint32_t t = 0; t < n_tokens; t += 4) {
+            uint32_t tokens = n_tokens - t < 4 ? n_tokens - t : 4;
+            v4 square[4];
+            for (int i = 0; i < 4; i++) {
+                memcpy(&square[i], &sums[r + i][t], sizeof square[i]);
+            }
+            v4_transpose(square);
+            for (uint32_t i = 0; i < tokens; i++) {
+                memcpy(&y[(t + i) * ldy + r], &square[i], rows * sizeof *y);
+            }
+        }
+    }
+}
+
+/* Expands and rounds rows [row, row + n_rows) of w into the tile; rows that fill up a register tile are
+ * zero. */
+static void fixed_expand(const sq_matrix *w, uint32_t row, uint32_t n_rows, int16_t *tile, float *scales,
+                         float *weights) {
+    const size_t n = sq_pad(w->n_in), ldw = sq_fixed_row_stride(w->n_in);
+    const size_t n_blocks = sq_fixed_n_blocks(w->n_in);
+    for (uint32_t r = 0; r < n_rows; r++, tile += ldw, scales += n_blocks) {
+        type_kernels[w->type].expand_row(w, row + r, weights);
+        for (size_t i = 0; i < n; i += SQ_FIXED_BLOCK) {
+            size_t n_block = n - i < SQ_FIXED_BLOCK ? n - i : SQ_FIXED_BLOCK;
+            scales[i / SQ_FIXED_BLOCK] = fixed_quantize(weights + i, n_block, tile + i);
+        }
+    }
+    uint32_t n_missing = -n_rows % FIXED_TILE_ROWS;
+    memset(tile, 0, n_missing * ldw * sizeof *tile);
+    memset(scales, 0, n_missing * n_blocks * sizeof *scales);
+}
+
+/* The tile's rows times one panel: n_vectors vectors of tokens. */
+SQ_INLINE void fixed_panel(dot_pairs *dot, const int16_t *tile, const float *scales, size_t n_in,
+                           uint32_t n_rows, const uint8_t *groups, int n_vectors,
+                           float (*sums)[FIXED_TILE_VECTORS * W]) {
+    const size_t n = sq_pad(n_in), ldw = sq_fixed_row_stride(n_in), n_blocks = sq_fixed_n_blocks(n_in);
+    const size_t group_bytes = sq_fixed_group_bytes(n_in), pair_bytes = SQ_FIXED_TOKENS * sizeof(int16_t);
+    for (size_t i = 0, b = 0; i < n; i += SQ_FIXED_BLOCK, b++) {
+        size_t n_block = n - i < SQ_FIXED_BLOCK ? n - i : SQ_FIXED_BLOCK;
+        for (uint32_t r = 0; r < n_rows; r += FIXED_TILE_ROWS) {
+            fixed_tile(dot, tile + r * ldw + i, ldw, scales + r * n_blocks + b, n_blocks,
+                       groups + i * pair_bytes, groups + n * pair_bytes + b * SQ_FIXED_TOKENS * sizeof(float),
+                       group_bytes, n_block, n_vectors, i == 0, sums + r);
+        }
+    }
+}
+
+SQ_INLINE void fixed_gemm(dot_pairs *dot, const sq_matrix *w, const void *packed, uint32_t n_tokens, float *y,
+                          size_t ldy, uint32_t row0, uint32_t row1, void *scratch) {
+    enum { PANEL = FIXED_TILE_VECTORS * W };
+    const size_t group_bytes = sq_fixed_group_bytes(w->n_in);
+    _Alignas(64) float sums[SQ_FIXED_ROWS][PANEL];
+    int16_t *tile = scratch;
+    float *weights = (float *)(tile + SQ_FIXED_ROWS * sq_fixed_row_stride(w->n_in));
+    float *scales = weights + sq_pad(w->n_in);
+    for (uint32_t row = row0; row < row1; row += SQ_FIXED_ROWS) {
+        uint32_t n_rows = row1 - row < SQ_FIXED_ROWS ? row1 - row : SQ_FIXED_ROWS;
+        fixed_expand(w, row, n_rows, tile, scales, weights);
+        for (uint32_t t = 0; t < n_tokens; t += PANEL) {
+            uint32_t tokens = n_tokens - t < PANEL ? n_tokens - t : PANEL;
+            const uint8_t *groups = (const uint8_t *)packed + t / SQ_FIXED_TOKENS * group_bytes;
+            switch ((tokens + W - 1) / W) {
+#define PANEL_OF(n)                                                                                          \
+    case n:                                                                                                  \
+        fixed_panel(dot, tile, scales, w->n_in, n_rows, groups, n, sums);                                    \
+        break
+                PANEL_OF(1);
+                PANEL_OF(2);
+#if FIXED_TILE_VECTORS > 2
+                PANEL_OF(3);
+#endif
+#undef PANEL_OF
+            }
+            fixed_store(sums, n_rows, tokens, y + t * ldy + (row - row0), ldy);
+        }
+    }
+}
+
+#endif
