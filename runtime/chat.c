@@ -3,122 +3,18 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "chat_table.h"
 #include "status.h"
 #include "tokenizer/utf8.h"
 
-/* ---- the table ------------------------------------------------------------------------------- */
+enum { THINKING, NOT_THINKING, N_TABLES };
 
-/* What is taken off the ends of a content before it is placed. */
-typedef enum trim_side { TRIM_NONE = 0, TRIM_LEFT = 1, TRIM_RIGHT = 2, TRIM_BOTH = 3 } trim_side;
-
-typedef struct trim {
-    trim_side side;
-    bool newlines_only; /* else all white space */
-} trim;
-
-typedef enum role { ROLE_SYSTEM, ROLE_USER, ROLE_ASSISTANT, N_ROLES } role;
-
-static const char *const role_names[N_ROLES] = {"system", "user", "assistant"};
-
-/* Texts are NULL where the template has no such place. */
 struct sq_chat {
     const sq_tokenizer *tokenizer;
     const char *reason; /* why there is no table; NULL where there is one */
-    const char *begin, *begin_system, *system_user, *user_assistant, *assistant_user;
-    const char *user_end, *user_generate, *assistant_end;
-    const char *no_system;    /* why begin_system is NULL; may be NULL itself */
-    const char *answer_after; /* an assistant's content begins behind the last of these, or NULL */
-    trim answer_trim;         /* where it did */
-    trim trims[N_ROLES];
-    trim first_user_trim; /* of a user's content that follows a system message */
-    bool no_empty[N_ROLES];
-    bool empty_system_is_none;
+    sq_chat_table tables[N_TABLES];
+    bool can_stop_thinking; /* there is a second table */
 };
-
-static sq_status load_trim(const sq_gguf *file, const char *key, trim *value, sq_error *error) {
-    static const struct {
-        const char *name;
-        trim value;
-    } trims[] = {{"none", {TRIM_NONE, false}},         {"left", {TRIM_LEFT, false}},
-                 {"right", {TRIM_RIGHT, false}},       {"both", {TRIM_BOTH, false}},
-                 {"left newlines", {TRIM_LEFT, true}}, {"right newlines", {TRIM_RIGHT, true}},
-                 {"both newlines", {TRIM_BOTH, true}}};
-    if (!sq_gguf_has(file, key))
-        return SQ_OK;
-    const char *name = sq_gguf_get_string(file, key);
-    for (size_t i = 0; name && i < sizeof trims / sizeof *trims; i++) {
-        if (strcmp(name, trims[i].name) == 0) {
-            *value = trims[i].value;
-            return SQ_OK;
-        }
-    }
-    return sq_fail(error, SQ_ERROR_FORMAT,
-                   "%s: \"%.40s\", expected none, left, right or both, with or without \" newlines\"; the "
-                   "file is damaged or from a newer version",
-                   key, name ? name : "");
-}
-
-static sq_status load_trims(const sq_gguf *file, sq_chat *chat, sq_error *error) {
-    sq_status status = load_trim(file, "squeezellm.chat.system_trim", &chat->trims[ROLE_SYSTEM], error);
-    if (!status)
-        status = load_trim(file, "squeezellm.chat.user_trim", &chat->trims[ROLE_USER], error);
-    chat->first_user_trim = chat->trims[ROLE_USER];
-    if (!status)
-        status = load_trim(file, "squeezellm.chat.first_user_trim", &chat->first_user_trim, error);
-    if (!status)
-        status = load_trim(file, "squeezellm.chat.assistant_trim", &chat->trims[ROLE_ASSISTANT], error);
-    if (!status)
-        status = load_trim(file, "squeezellm.chat.answer_trim", &chat->answer_trim, error);
-    return status;
-}
-
-static sq_status load_no_empty(const sq_gguf *file, sq_chat *chat, sq_error *error) {
-    static const char key[] = "squeezellm.chat.no_empty";
-    uint64_t n;
-    if (!sq_gguf_has(file, key))
-        return SQ_OK;
-    if (!sq_gguf_get_strings(file, key, &n))
-        return sq_fail(error, SQ_ERROR_FORMAT, "%s: expected a list of roles; the file is damaged", key);
-    for (uint64_t i = 0; i < n; i++) {
-        sq_gguf_string name = sq_gguf_string_at(file, key, i);
-        for (int role = 0; role < N_ROLES; role++)
-            if (strlen(role_names[role]) == name.n_bytes &&
-                memcmp(role_names[role], name.text, name.n_bytes) == 0)
-                chat->no_empty[role] = true;
-    }
-    return SQ_OK;
-}
-
-static sq_status load_table(const sq_gguf *file, sq_chat *chat, sq_error *error) {
-    const struct {
-        const char *key;
-        const char **text;
-        bool optional;
-    } texts[] = {{"squeezellm.chat.begin", &chat->begin, false},
-                 {"squeezellm.chat.begin_system", &chat->begin_system, true},
-                 {"squeezellm.chat.system_user", &chat->system_user, true},
-                 {"squeezellm.chat.user_assistant", &chat->user_assistant, false},
-                 {"squeezellm.chat.assistant_user", &chat->assistant_user, false},
-                 {"squeezellm.chat.user_end", &chat->user_end, false},
-                 {"squeezellm.chat.user_generate", &chat->user_generate, false},
-                 {"squeezellm.chat.assistant_end", &chat->assistant_end, true},
-                 {"squeezellm.chat.no_system", &chat->no_system, true},
-                 {"squeezellm.chat.answer_after", &chat->answer_after, true}};
-    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
-        *texts[i].text = sq_gguf_get_string(file, texts[i].key);
-        if (!*texts[i].text && (!texts[i].optional || sq_gguf_has(file, texts[i].key)))
-            return sq_fail(error, SQ_ERROR_FORMAT, "%s: expected a string; the file is damaged",
-                           texts[i].key);
-    }
-    if (!chat->begin_system != !chat->system_user)
-        return sq_fail(error, SQ_ERROR_FORMAT,
-                       "squeezellm.chat.begin_system and .system_user: one is missing; the file is damaged");
-    if (chat->answer_after && !*chat->answer_after)
-        return sq_fail(error, SQ_ERROR_FORMAT, "squeezellm.chat.answer_after: empty; the file is damaged");
-    sq_gguf_get_bool(file, "squeezellm.chat.empty_system_is_none", &chat->empty_system_is_none);
-    sq_status status = load_trims(file, chat, error);
-    return status ? status : load_no_empty(file, chat, error);
-}
 
 sq_status sq_chat_load(const sq_gguf *file, const sq_tokenizer *tokenizer, sq_chat **out, sq_error *error) {
     *out = NULL;
@@ -131,7 +27,14 @@ sq_status sq_chat_load(const sq_gguf *file, const sq_tokenizer *tokenizer, sq_ch
         chat->reason = "the file holds no tokenizer";
     if (!chat->reason && !sq_gguf_has(file, "squeezellm.chat.begin"))
         chat->reason = "the file holds no chat template";
-    sq_status status = chat->reason ? SQ_OK : load_table(file, chat, error);
+    chat->can_stop_thinking = sq_gguf_has(file, "squeezellm.chat.no_think.user_generate");
+    sq_chat_table *tables = chat->tables;
+    sq_status status = SQ_OK;
+    if (!chat->reason)
+        status = sq_chat_table_load(file, "squeezellm.chat.", NULL, &tables[THINKING], error);
+    if (!status && !chat->reason && chat->can_stop_thinking)
+        status = sq_chat_table_load(file, "squeezellm.chat.no_think.", &tables[THINKING],
+                                    &tables[NOT_THINKING], error);
     if (status) {
         sq_chat_free(chat);
         return status;
@@ -164,164 +67,264 @@ static bool is_space(uint32_t c) {
     return sq_is_white_space(c) || (c >= 0x1C && c <= 0x1F);
 }
 
-static bool is_trimmed(uint32_t point, trim how) {
+static bool is_trimmed(uint32_t point, sq_trim how) {
     return how.newlines_only ? point == '\n' : is_space(point);
 }
 
-static span trim_span(span content, trim how) {
+static span trim_span(span content, sq_trim how) {
     size_t length;
     uint32_t point;
-    while ((how.side & TRIM_LEFT) && (length = sq_utf8_read(content.text, content.n_bytes, &point)) &&
+    while ((how.side & SQ_TRIM_LEFT) && (length = sq_utf8_read(content.text, content.n_bytes, &point)) &&
            is_trimmed(point, how)) {
         content.text += length;
         content.n_bytes -= length;
     }
-    while ((how.side & TRIM_RIGHT) && (length = sq_utf8_read_last(content.text, content.n_bytes, &point)) &&
-           is_trimmed(point, how))
+    while ((how.side & SQ_TRIM_RIGHT) &&
+           (length = sq_utf8_read_last(content.text, content.n_bytes, &point)) && is_trimmed(point, how))
         content.n_bytes -= length;
     return content;
 }
 
-/* An answer without the thinking before it. */
-static span skip_thinking(const sq_chat *chat, span content) {
-    if (!chat->answer_after)
-        return content;
-    const char *answer = NULL, *found = content.text;
-    while ((found = strstr(found, chat->answer_after)))
-        answer = found += strlen(chat->answer_after);
-    if (!answer)
-        return content;
-    return trim_span((span){answer, strlen(answer)}, chat->answer_trim);
+static span span_of(const char *text) {
+    return (span){text, strlen(text)};
 }
 
-static span content_of(const sq_chat *chat, const sq_message *message, role role, bool after_system) {
-    span content = {message->content, strlen(message->content)};
-    if (role == ROLE_ASSISTANT)
-        content = skip_thinking(chat, content);
-    return trim_span(content, role == ROLE_USER && after_system ? chat->first_user_trim : chat->trims[role]);
+/* What stands behind the last `mark` in the content; all of it where there is none. */
+static span behind_last(span content, const char *mark, bool *found) {
+    const char *end = content.text + content.n_bytes;
+    size_t n_mark = strlen(mark);
+    span rest = content;
+    *found = false;
+    for (const char *at = content.text; (at = memmem(at, (size_t)(end - at), mark, n_mark));) {
+        at += n_mark;
+        rest = (span){at, (size_t)(end - at)};
+        *found = true;
+    }
+    return rest;
+}
+
+static span answer_of(const sq_chat_table *table, span content) {
+    bool found = false;
+    if (table->answer_after)
+        content = behind_last(content, table->answer_after, &found);
+    return found ? trim_span(content, table->answer_trim) : content;
+}
+
+/* The thinking that an answer begins with; empty where it has none. */
+static span thought_of(const sq_chat_table *table, span content) {
+    const char *end = strstr(content.text, table->answer_after);
+    if (!end)
+        return (span){content.text, 0};
+    bool found;
+    span before = {content.text, (size_t)(end - content.text)};
+    return trim_span(behind_last(before, table->thought_after, &found), table->thought_trim);
 }
 
 /* ---- dialogues ------------------------------------------------------------------------------- */
 
-static sq_status find_role(const sq_message *messages, size_t index, role *role, sq_error *error) {
-    const char *name = messages[index].role;
-    if (!name || !messages[index].content)
-        return sq_fail(error, SQ_ERROR_ARGUMENT, "message %zu: role or content is NULL", index + 1);
-    for (int i = 0; i < N_ROLES; i++) {
-        if (strcmp(name, role_names[i]) == 0) {
-            *role = (enum role)i;
-            return SQ_OK;
-        }
-    }
-    return sq_fail(error, SQ_ERROR_ARGUMENT,
-                   "message %zu: role \"%.40s\", expected system, user or assistant", index + 1, name);
+/* A dialogue on its way to parts of text. */
+typedef struct dialogue {
+    const sq_chat_table *table;
+    bool generate;
+    bool has_system;
+    span system;
+    const sq_message *turns;  /* [n_turns]: user, assistant, user, … */
+    size_t n_turns, n_before; /* the messages before them */
+    sq_text_part *parts, *end;
+} dialogue;
+
+static bool is_role(const sq_message *message, sq_role role) {
+    return message->role && strcmp(message->role, sq_role_names[role]) == 0;
+}
+
+static sq_role turn_role(size_t index) {
+    return index % 2 ? SQ_ROLE_ASSISTANT : SQ_ROLE_USER;
+}
+
+static bool is_known_role(const sq_message *message) {
+    for (int role = 0; role < SQ_N_ROLES; role++)
+        if (is_role(message, (sq_role)role))
+            return true;
+    return false;
 }
 
 /* System first or not at all, then user and assistant in turns. */
-static sq_status check_turn(const sq_chat *chat, role role, size_t index, bool has_system, sq_error *error) {
-    if (role == ROLE_SYSTEM && index > 0)
-        return sq_fail(error, SQ_ERROR_ARGUMENT, "message %zu: a system message can only be the first one",
-                       index + 1);
-    if (role == ROLE_SYSTEM && !chat->begin_system)
-        return sq_fail(error, SQ_ERROR_ARGUMENT,
-                       "this model takes no system message (%s); put its text into the first user message",
-                       chat->no_system ? chat->no_system : "its template has no place for one");
-    enum role expected = (index - has_system) % 2 ? ROLE_ASSISTANT : ROLE_USER;
-    if (role != ROLE_SYSTEM && role != expected)
-        return sq_fail(error, SQ_ERROR_ARGUMENT,
-                       "message %zu: role %s, expected %s; user and assistant take turns, the user first",
-                       index + 1, role_names[role], role_names[expected]);
+static sq_status check_messages(const sq_message *messages, size_t n_messages, bool has_system,
+                                sq_error *error) {
+    for (size_t i = 0; i < n_messages; i++) {
+        const sq_message *message = &messages[i];
+        if (!message->role || !message->content)
+            return sq_fail(error, SQ_ERROR_ARGUMENT, "message %zu: role or content is NULL", i + 1);
+        if (!is_known_role(message))
+            return sq_fail(error, SQ_ERROR_ARGUMENT,
+                           "message %zu: role \"%.40s\", expected system, user or assistant", i + 1,
+                           message->role);
+        if (i == 0 && has_system)
+            continue;
+        if (is_role(message, SQ_ROLE_SYSTEM))
+            return sq_fail(error, SQ_ERROR_ARGUMENT,
+                           "message %zu: a system message can only be the first one", i + 1);
+        sq_role expected = turn_role(i - has_system);
+        if (!is_role(message, expected))
+            return sq_fail(error, SQ_ERROR_ARGUMENT,
+                           "message %zu: role %s, expected %s; user and assistant take turns, the user first",
+                           i + 1, message->role, sq_role_names[expected]);
+    }
     return SQ_OK;
 }
 
-/* The text before a message. */
-static const char *text_before(const sq_chat *chat, role role, size_t index) {
-    if (role == ROLE_SYSTEM)
-        return chat->begin_system;
-    if (index == 0)
-        return chat->begin;
-    if (role == ROLE_ASSISTANT)
-        return chat->user_assistant;
-    return chat->assistant_user;
+static sq_status check_empty(const dialogue *d, span content, sq_role role, size_t number, sq_error *error) {
+    if (content.n_bytes > 0 || !d->table->no_empty[role])
+        return SQ_OK;
+    return sq_fail(error, SQ_ERROR_ARGUMENT,
+                   "message %zu is empty, which this model's template does not allow for the %s", number,
+                   sq_role_names[role]);
 }
 
-static sq_status text_behind(const sq_chat *chat, role last, bool generate, const char **text,
+/* Takes every `word` out of the text; true where there was one. */
+static bool remove_word(char *text, const char *word) {
+    size_t n_word = strlen(word);
+    char *out = text;
+    const char *from = text, *at;
+    while ((at = strstr(from, word))) {
+        memmove(out, from, (size_t)(at - from));
+        out += at - from;
+        from = at + n_word;
+    }
+    memmove(out, from, strlen(from) + 1);
+    return from != text;
+}
+
+/* The system message, and the table that it chooses by a word in it. `copy` receives memory to free. */
+static sq_status read_system(const sq_chat *chat, const sq_message *message, dialogue *d, char **copy,
                              sq_error *error) {
-    if (last == ROLE_USER) {
-        *text = generate ? chat->user_generate : chat->user_end;
+    const char *content = message->content;
+    if (d->table->think_word && d->table->no_think_word) {
+        content = *copy = strdup(content);
+        if (!content)
+            return sq_fail(error, SQ_ERROR_MEMORY, "no memory for a system message");
+        bool stop = remove_word(*copy, d->table->no_think_word);
+        bool think = remove_word(*copy, d->table->think_word);
+        if (chat->can_stop_thinking && (stop || think))
+            d->table = &chat->tables[stop ? NOT_THINKING : THINKING];
+    }
+    d->system = trim_span(span_of(content), d->table->trims[SQ_ROLE_SYSTEM]);
+    d->has_system = d->system.n_bytes > 0 || !d->table->empty_system_is_none;
+    if (d->has_system && !d->table->system_user)
+        return sq_fail(error, SQ_ERROR_ARGUMENT,
+                       "this model takes no system message (%s); put its text into the first user message",
+                       d->table->no_system ? d->table->no_system : "its template has no place for one");
+    return d->has_system ? check_empty(d, d->system, SQ_ROLE_SYSTEM, 1, error) : SQ_OK;
+}
+
+static void push(dialogue *d, span text, bool special) {
+    *d->end++ = (sq_text_part){text.text, text.n_bytes, special};
+}
+
+static void push_text(dialogue *d, const char *text) {
+    push(d, span_of(text), true);
+}
+
+/* An answer that ends the dialogue, with its thinking. */
+static sq_status push_final(dialogue *d, size_t index, sq_error *error) {
+    span content = span_of(d->turns[index].content);
+    span answer = trim_span(answer_of(d->table, content), d->table->final_trim);
+    push_text(d, d->table->final_begin);
+    push(d, thought_of(d->table, content), false);
+    push_text(d, d->table->final_middle);
+    push(d, answer, false);
+    return check_empty(d, answer, SQ_ROLE_ASSISTANT, d->n_before + index + 1, error);
+}
+
+static sq_status push_turn(dialogue *d, size_t index, sq_error *error) {
+    const sq_chat_table *table = d->table;
+    sq_role role = turn_role(index);
+    bool is_last = index + 1 == d->n_turns;
+    bool behind_system = d->has_system && role == SQ_ROLE_USER && (table->system_last ? is_last : index == 0);
+    if (index > 0)
+        push_text(d, role == SQ_ROLE_ASSISTANT ? table->user_assistant : table->assistant_user);
+    else
+        push_text(d, behind_system && !table->system_last ? table->begin_system : table->begin);
+    if (role == SQ_ROLE_ASSISTANT && is_last && table->final_begin)
+        return push_final(d, index, error);
+    span content = span_of(d->turns[index].content);
+    if (role == SQ_ROLE_ASSISTANT)
+        content = answer_of(table, content);
+    content = trim_span(content, behind_system ? table->first_user_trim : table->trims[role]);
+    if (behind_system) {
+        bool bare = content.n_bytes == 0 && table->system_user_empty;
+        push(d, d->system, false);
+        push_text(d, bare ? table->system_user_empty : table->system_user);
+    }
+    push(d, content, false);
+    return check_empty(d, content, role, d->n_before + index + 1, error);
+}
+
+static sq_status push_end(dialogue *d, sq_error *error) {
+    const sq_chat_table *table = d->table;
+    sq_role last = d->n_turns > 0 ? turn_role(d->n_turns - 1) : SQ_ROLE_SYSTEM;
+    if (last == SQ_ROLE_USER) {
+        push_text(d, d->generate ? table->user_generate : table->user_end);
         return SQ_OK;
     }
-    if (generate || last == ROLE_SYSTEM)
+    if (d->generate || last == SQ_ROLE_SYSTEM)
         return sq_fail(error, SQ_ERROR_ARGUMENT, "the last message is the %s's, expected one by the user",
-                       role_names[last]);
-    if (!chat->assistant_end)
+                       sq_role_names[last]);
+    if (!table->assistant_end)
         return sq_fail(error, SQ_ERROR_ARGUMENT,
                        "this model's template writes an answer at the end of a dialogue in another way than "
                        "the table of its file can; end with a message by the user");
-    *text = chat->assistant_end;
+    push_text(d, table->assistant_end);
     return SQ_OK;
 }
 
-static void push(sq_text_part **part, const char *text, size_t n_bytes, bool special) {
-    *(*part)++ = (sq_text_part){text, n_bytes, special};
+/* Writes 2 n_messages + 5 parts at most. */
+static sq_status place(dialogue *d, sq_error *error) {
+    sq_status status = SQ_OK;
+    for (size_t i = 0; i < d->n_turns && !status; i++)
+        status = push_turn(d, i, error);
+    return status ? status : push_end(d, error);
 }
 
-/* Writes 2 n_messages + 1 parts at most. */
-static sq_status place(const sq_chat *chat, const sq_message *messages, size_t n_messages, bool generate,
-                       sq_text_part *parts, size_t *n_parts, sq_error *error) {
-    sq_text_part *part = parts;
-    bool has_system = false;
-    role role = ROLE_SYSTEM;
-    for (size_t i = 0; i < n_messages; i++) {
-        sq_status status = find_role(messages, i, &role, error);
-        if (!status)
-            status = check_turn(chat, role, i, has_system, error);
-        if (status)
-            return status;
-        span content = content_of(chat, &messages[i], role, has_system && i == 1);
-        if (content.n_bytes == 0 && chat->no_empty[role])
-            return sq_fail(error, SQ_ERROR_ARGUMENT,
-                           "message %zu is empty, which this model's template does not allow for the %s",
-                           i + 1, role_names[role]);
-        const char *before = has_system && i == 1 ? chat->system_user : text_before(chat, role, i);
-        push(&part, before, strlen(before), true);
-        push(&part, content.text, content.n_bytes, false);
-        has_system = has_system || role == ROLE_SYSTEM;
-    }
-    const char *behind = NULL;
-    sq_status status = text_behind(chat, role, generate, &behind, error);
+static sq_status encode(const sq_chat *chat, dialogue *d, const sq_message *messages, size_t n_messages,
+                        char **copy, sq_token *tokens, size_t capacity, size_t *n_tokens, sq_error *error) {
+    bool system = n_messages > 0 && is_role(&messages[0], SQ_ROLE_SYSTEM);
+    sq_status status = check_messages(messages, n_messages, system, error);
+    if (!status && system)
+        status = read_system(chat, &messages[0], d, copy, error);
     if (status)
         return status;
-    push(&part, behind, strlen(behind), true);
-    *n_parts = (size_t)(part - parts);
-    return SQ_OK;
+    d->turns = messages + system;
+    d->n_turns = n_messages - system;
+    d->n_before = system;
+    if (d->n_turns == 0 && !d->has_system)
+        return sq_fail(error, SQ_ERROR_ARGUMENT, "the dialogue has no message");
+    status = place(d, error);
+    if (status)
+        return status;
+    return sq_tokenizer_encode(chat->tokenizer, d->parts, (size_t)(d->end - d->parts), 0, tokens, capacity,
+                               n_tokens, error);
 }
 
-/* Whether the template takes the first message for none at all. */
-static bool is_no_message(const sq_chat *chat, const sq_message *message) {
-    return chat->empty_system_is_none && message->role && message->content &&
-           strcmp(message->role, role_names[ROLE_SYSTEM]) == 0 &&
-           content_of(chat, message, ROLE_SYSTEM, false).n_bytes == 0;
-}
-
-sq_status sq_chat_encode(const sq_chat *chat, const sq_message *messages, size_t n_messages, bool generate,
+sq_status sq_chat_encode(const sq_chat *chat, const sq_message *messages, size_t n_messages, int flags,
                          sq_token *tokens, size_t capacity, size_t *n_tokens, sq_error *error) {
     sq_status status = sq_chat_available(chat, error);
     if (status)
         return status;
-    if (n_messages > 0 && is_no_message(chat, messages))
-        messages++, n_messages--;
-    if (n_messages == 0)
-        return sq_fail(error, SQ_ERROR_ARGUMENT, "the dialogue has no message");
+    bool thinks = !(flags & SQ_CHAT_NO_THINKING);
+    if (!thinks && !chat->can_stop_thinking)
+        return sq_fail(error, SQ_ERROR_UNSUPPORTED,
+                       "this model's chat template has no switch for thinking before an answer");
     if (n_messages > SIZE_MAX / sizeof(sq_text_part) / 4)
         return sq_fail(error, SQ_ERROR_ARGUMENT, "the dialogue has too many messages");
-    sq_text_part *parts = malloc((2 * n_messages + 1) * sizeof *parts);
-    if (!parts)
+    dialogue d = {.table = &chat->tables[thinks ? THINKING : NOT_THINKING],
+                  .generate = flags & SQ_CHAT_GENERATE};
+    d.parts = d.end = malloc((2 * n_messages + 5) * sizeof *d.parts);
+    if (!d.parts)
         return sq_fail(error, SQ_ERROR_MEMORY, "no memory for a dialogue of %zu messages", n_messages);
-    size_t n_parts = 0;
-    status = place(chat, messages, n_messages, generate, parts, &n_parts, error);
-    if (!status)
-        status = sq_tokenizer_encode(chat->tokenizer, parts, n_parts, 0, tokens, capacity, n_tokens, error);
-    free(parts);
+    char *copy = NULL;
+    status = encode(chat, &d, messages, n_messages, &copy, tokens, capacity, n_tokens, error);
+    free(copy);
+    free(d.parts);
     return status;
 }

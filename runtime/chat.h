@@ -14,7 +14,7 @@ void sq_chat_free(sq_chat *chat);
 
 /* As sq_chat_check and sq_chat_tokenize (sq.h). */
 sq_status sq_chat_available(const sq_chat *chat, sq_error *error);
-sq_status sq_chat_encode(const sq_chat *chat, const sq_message *messages, size_t n_messages, bool generate,
+sq_status sq_chat_encode(const sq_chat *chat, const sq_message *messages, size_t n_messages, int flags,
                          sq_token *tokens, size_t capacity, size_t *n_tokens, sq_error *error);
 
 #endif

@@ -168,12 +168,16 @@ typedef struct sq_message {
  * the converter gave. */
 sq_status sq_chat_check(const sq_model *model, sq_error *error);
 
-/* The tokens of a dialogue as the model was trained to see it, with the prompt for the next answer
- * behind it where `generate`. Contents are plain text: control tokens in them have no power.
- * `capacity` and `n_tokens` as in sq_tokenize. */
-sq_status sq_chat_tokenize(const sq_model *model, const sq_message *messages, size_t n_messages,
-                           bool generate, sq_token *tokens, size_t capacity, size_t *n_tokens,
-                           sq_error *error);
+enum {
+    SQ_CHAT_GENERATE = 1,   /* put the prompt for the next answer behind the dialogue */
+    SQ_CHAT_NO_THINKING = 2 /* ask for answers without thinking before them; SQ_ERROR_UNSUPPORTED where the
+                               model's template has no such switch */
+};
+
+/* The tokens of a dialogue as the model was trained to see it. Contents are plain text: control tokens in
+ * them have no power. `capacity` and `n_tokens` as in sq_tokenize. */
+sq_status sq_chat_tokenize(const sq_model *model, const sq_message *messages, size_t n_messages, int flags,
+                           sq_token *tokens, size_t capacity, size_t *n_tokens, sq_error *error);
 
 /* ---- session --------------------------------------------------------------------------------- */
 

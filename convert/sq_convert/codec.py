@@ -25,7 +25,7 @@ sq_status sq_codec_encode(const sq_codec *codec, const char *text, size_t n_byte
 sq_status sq_codec_decode(const sq_codec *codec, const sq_token *tokens, size_t n_tokens, bool special,
                           char *text, size_t capacity, size_t *n_bytes, sq_error *error);
 const char *sq_codec_text(const sq_codec *codec, sq_token token, bool special, size_t *n_bytes);
-sq_status sq_codec_chat(const sq_codec *codec, const sq_message *messages, size_t n_messages, bool generate,
+sq_status sq_codec_chat(const sq_codec *codec, const sq_message *messages, size_t n_messages, int flags,
                         sq_token *tokens, size_t capacity, size_t *n_tokens, sq_error *error);
 """
 
@@ -78,14 +78,17 @@ class Codec:
         flags = (self._lib.SQ_TOKENIZE_BOS if bos else 0) | (self._lib.SQ_TOKENIZE_SPECIAL if special else 0)
         return self._ids(len(data) + 2, self._lib.sq_codec_encode, data, len(data), flags)
 
-    def chat(self, messages: Sequence[dict[str, str]], generate: bool) -> list[int]:
+    def chat(self, messages: Sequence[dict[str, str]], generate: bool, *, thinking: bool = True) -> list[int]:
         new = self._ffi.new
         strings = [
             (new("char[]", m["role"].encode()), new("char[]", m["content"].encode())) for m in messages
         ]
         array = new("sq_message[]", strings)
         capacity = 4096 + 2 * sum(len(m["content"].encode()) for m in messages)
-        return self._ids(capacity, self._lib.sq_codec_chat, array, len(strings), generate)
+        flags = (self._lib.SQ_CHAT_GENERATE if generate else 0) | (
+            0 if thinking else self._lib.SQ_CHAT_NO_THINKING
+        )
+        return self._ids(capacity, self._lib.sq_codec_chat, array, len(strings), flags)
 
     def decode(self, ids: Sequence[int], *, special: bool) -> str:
         return self.decode_bytes(ids, special=special).decode("utf-8", "replace")

@@ -19,38 +19,42 @@ from ._ffi import check, ffi, lib, text
 from .error import Error, Status
 
 
-def tokens(model: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
+def tokens(model: Any, messages: Sequence[Mapping[str, str]], thinking: bool = True) -> list[int]:
     """The tokens of a dialogue, with the prompt for the next answer behind it.
 
-    Control tokens that stand in a message's content are plain text there.
+    Control tokens that stand in a message's content are plain text there. `thinking` False asks for an answer
+    without thinking before it, where the model has a switch for that.
     """
     for message in messages:
         if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
             raise TypeError(f"a message is {{'role': str, 'content': str}}, found {message!r}")
     error = ffi.new("sq_error *")
     if lib.sq_chat_check(model, error) == lib.SQ_OK:
-        return _by_table(model, messages)
+        return _by_table(model, messages, thinking)
     template = lib.sq_model_meta(model, b"tokenizer.chat_template")
     if template == ffi.NULL:
         check(lib.sq_chat_check(model, error), error)
-    return _by_template(model, text(template), messages)
+    return _by_template(model, text(template), messages, thinking)
 
 
-def _by_table(model: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
+def _by_table(model: Any, messages: Sequence[Mapping[str, str]], thinking: bool) -> list[int]:
     texts = [
         [ffi.new("char[]", message[key].encode()) for key in ("role", "content")] for message in messages
     ]
     array = ffi.new("sq_message[]", [{"role": role, "content": content} for role, content in texts])
     error = ffi.new("sq_error *")
+    flags = lib.SQ_CHAT_GENERATE | (0 if thinking else lib.SQ_CHAT_NO_THINKING)
 
     def call(ids: Any, capacity: int, n_tokens: Any) -> None:
-        check(lib.sq_chat_tokenize(model, array, len(array), True, ids, capacity, n_tokens, error), error)
+        check(lib.sq_chat_tokenize(model, array, len(array), flags, ids, capacity, n_tokens, error), error)
 
     n_bytes = sum(len(content) for _, content in texts)
     return cast(list[int], tokenizer.fill(call, "sq_token", n_bytes + 64))
 
 
-def _by_template(model: Any, template: str, messages: Sequence[Mapping[str, str]]) -> list[int]:
+def _by_template(
+    model: Any, template: str, messages: Sequence[Mapping[str, str]], thinking: bool
+) -> list[int]:
     """Renders the template, then tokenizes what came from it and what came from the contents apart.
 
     Where a content spells a control token, a mark stands in for it while the template is rendered: what
@@ -67,7 +71,10 @@ def _by_template(model: Any, template: str, messages: Sequence[Mapping[str, str]
         return key
 
     marked = [{**message, "content": spelled.sub(mark, message["content"])} for message in messages]
-    rendered = render(template, marked, **_special_tokens(model))
+    if not thinking and "enable_thinking" not in template:  # the name that templates know it by
+        raise Error(Status.UNSUPPORTED, "this model's chat template has no switch for thinking")
+    switch = {} if thinking else {"enable_thinking": False}
+    rendered = render(template, marked, **_special_tokens(model), **switch)
     parts = re.split("(" + "|".join(map(re.escape, marks)) + ")", rendered) if marks else [rendered]
     ids: list[int] = []
     for part in filter(None, parts):
@@ -78,7 +85,7 @@ def _by_template(model: Any, template: str, messages: Sequence[Mapping[str, str]
     return ids
 
 
-def render(template: str, messages: Sequence[Mapping[str, str]], **names: str) -> str:
+def render(template: str, messages: Sequence[Mapping[str, str]], **names: object) -> str:
     """The text of a dialogue, rendered as ``transformers`` renders chat templates."""
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -90,7 +97,7 @@ def render(template: str, messages: Sequence[Mapping[str, str]], **names: str) -
         return json.dumps(value, ensure_ascii=False, indent=indent)
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _generation_tag()]
     )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
@@ -103,6 +110,22 @@ def render(template: str, messages: Sequence[Mapping[str, str]], **names: str) -
         raise Error(Status.FORMAT, f"tokenizer.chat_template: {error}") from error
     except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise Error(Status.ARGUMENT, f"the model's chat template refuses the messages: {error}") from error
+
+
+def _generation_tag() -> type[Any]:
+    """The tag pair {% generation %} … {% endgeneration %}, which marks answers for training."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension
+    from jinja2.parser import Parser
+
+    class Generation(Extension):
+        tags = {"generation"}  # noqa: RUF012 (as jinja2 declares it)
+
+        def parse(self, parser: Parser) -> list[nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    return Generation
 
 
 def _control_texts(model: Any) -> list[str]:

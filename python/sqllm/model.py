@@ -180,6 +180,7 @@ class Model:
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),
         *,
+        thinking: bool = True,
         lookup: bool = False,
         **sampling: Unpack[Sampling],
     ) -> str: ...
@@ -192,6 +193,7 @@ class Model:
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),
         *,
+        thinking: bool = True,
         lookup: bool = False,
         **sampling: Unpack[Sampling],
     ) -> Iterator[str]: ...
@@ -203,15 +205,17 @@ class Model:
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),
         *,
+        thinking: bool = True,
         lookup: bool = False,
         **sampling: Unpack[Sampling],
     ) -> str | Iterator[str]:
         """The answer to a dialogue: a text, or with `stream` its pieces.
 
         `messages` are ``{"role": …, "content": …}``, the role "system" (first only), "user" or
-        "assistant". Contents are plain text: control tokens spelled in them have no power.
+        "assistant". Contents are plain text: control tokens spelled in them have no power. `thinking`
+        False: without thinking before the answer, for models whose template has a switch for it.
         """
-        ids = chat.tokens(self._session.model, messages)
+        ids = chat.tokens(self._session.model, messages, thinking)
         pieces = generate.stream_text(
             self._session, ids, max_tokens, _strings(stop), sampling, lookup=lookup, new_text=True
         )

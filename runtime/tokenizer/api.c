@@ -55,9 +55,8 @@ sq_status sq_chat_check(const sq_model *model, sq_error *error) {
     return sq_chat_available(sq_model_chat(model), error);
 }
 
-sq_status sq_chat_tokenize(const sq_model *model, const sq_message *messages, size_t n_messages,
-                           bool generate, sq_token *tokens, size_t capacity, size_t *n_tokens,
-                           sq_error *error) {
-    return sq_chat_encode(sq_model_chat(model), messages, n_messages, generate, tokens, capacity, n_tokens,
+sq_status sq_chat_tokenize(const sq_model *model, const sq_message *messages, size_t n_messages, int flags,
+                           sq_token *tokens, size_t capacity, size_t *n_tokens, sq_error *error) {
+    return sq_chat_encode(sq_model_chat(model), messages, n_messages, flags, tokens, capacity, n_tokens,
                           error);
 }

@@ -54,7 +54,7 @@ const char *sq_codec_text(const sq_codec *codec, sq_token token, bool special, s
     return sq_tokenizer_text(codec->tokenizer, token, special, n_bytes);
 }
 
-sq_status sq_codec_chat(const sq_codec *codec, const sq_message *messages, size_t n_messages, bool generate,
+sq_status sq_codec_chat(const sq_codec *codec, const sq_message *messages, size_t n_messages, int flags,
                         sq_token *tokens, size_t capacity, size_t *n_tokens, sq_error *error) {
-    return sq_chat_encode(codec->chat, messages, n_messages, generate, tokens, capacity, n_tokens, error);
+    return sq_chat_encode(codec->chat, messages, n_messages, flags, tokens, capacity, n_tokens, error);
 }

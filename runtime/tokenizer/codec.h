@@ -21,7 +21,7 @@ SQ_CODEC_API sq_status sq_codec_decode(const sq_codec *codec, const sq_token *to
                                        sq_error *error);
 SQ_CODEC_API const char *sq_codec_text(const sq_codec *codec, sq_token token, bool special, size_t *n_bytes);
 SQ_CODEC_API sq_status sq_codec_chat(const sq_codec *codec, const sq_message *messages, size_t n_messages,
-                                     bool generate, sq_token *tokens, size_t capacity, size_t *n_tokens,
+                                     int flags, sq_token *tokens, size_t capacity, size_t *n_tokens,
                                      sq_error *error);
 
 #endif

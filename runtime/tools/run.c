@@ -63,7 +63,7 @@ static sq_status tokenize(const sq_model *model, const arguments *a, const text 
     dialogue d = {0};
     dialogue_set_system(&d, a->system);
     dialogue_ask(&d, text_string(prompt));
-    sq_status status = dialogue_tokenize(&d, model, tokens, n_tokens, error);
+    sq_status status = dialogue_tokenize(&d, model, &a->settings, tokens, n_tokens, error);
     dialogue_free(&d);
     return status;
 }
@@ -162,6 +162,10 @@ static int run_model(const sq_model *model, arguments *a, const option *settings
 static int check(const arguments *a) {
     if (a->raw && a->system) {
         tool_complain(tool_name, "--system has no meaning with --raw, which uses no chat template");
+        return 2;
+    }
+    if (a->raw && !a->settings.think) {
+        tool_complain(tool_name, "--think has no meaning with --raw, which uses no chat template");
         return 2;
     }
     if (a->raw && !a->prompt && isatty(STDIN_FILENO)) {

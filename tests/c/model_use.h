@@ -40,8 +40,8 @@ static void model_use_tokenizer(const sq_model *model, uint32_t n_vocab) {
     }
     const sq_message messages[] = {{"system", "be"}, {"user", "<s> a"}, {"assistant", ""}, {"user", "b"}};
     sq_chat_check(model, NULL);
-    sq_chat_tokenize(model, messages, 4, true, tokens, 128, &n_tokens, NULL);
-    sq_chat_tokenize(model, messages + 1, 1, false, tokens, 128, &n_tokens, NULL);
+    sq_chat_tokenize(model, messages, 4, SQ_CHAT_GENERATE, tokens, 128, &n_tokens, NULL);
+    sq_chat_tokenize(model, messages + 1, 1, SQ_CHAT_NO_THINKING, tokens, 128, &n_tokens, NULL);
 }
 
 /* A prompt in one piece and two tokens one by one. */

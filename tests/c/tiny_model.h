@@ -166,6 +166,10 @@ static void tiny_tokenizer_bpe(tiny_model *m) {
     }
     tiny_key_array(m, "squeezellm.tokenizer.patterns", SQ_KIND_STRING, 1);
     put_string(&m->keys, "'(?:[sdmt]|ll|ve|re)| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+");
+    tiny_key_array(m, "squeezellm.tokenizer.nfc_ranges", SQ_KIND_I32, 2);
+    put_u32(&m->keys, 0x300), put_u32(&m->keys, 0x34F);
+    tiny_key_array(m, "squeezellm.tokenizer.strip_right_ids", SQ_KIND_I32, 1);
+    put_u32(&m->keys, 1);
 }
 
 /* Layer 0 sees three tokens and rotates, layer 1 sees all and does not. */
@@ -250,6 +254,12 @@ static void tiny_keys(tiny_model *m) {
     tiny_key_string(m, "squeezellm.chat.assistant_user", "\nu ");
     tiny_key_string(m, "squeezellm.chat.user_end", "\n");
     tiny_key_string(m, "squeezellm.chat.user_generate", " a ");
+    tiny_key_string(m, "squeezellm.chat.begin_system", "s ");
+    tiny_key_string(m, "squeezellm.chat.system_user", "\nu ");
+    tiny_key_string(m, "squeezellm.chat.answer_after", "b");
+    tiny_key_string(m, "squeezellm.chat.think_word", "be");
+    tiny_key_string(m, "squeezellm.chat.no_think_word", "e");
+    tiny_key_string(m, "squeezellm.chat.no_think.user_generate", " ab");
 }
 
 /* ---- tensors ------------------------------------------------------------------------------------ */

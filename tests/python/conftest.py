@@ -123,6 +123,13 @@ def stories_chat(convert: Convert, with_template: Callable[[str], Path]) -> Path
 
 
 @pytest.fixture(scope="session")
+def stories_switch(convert: Convert, with_template: Callable[[str], Path]) -> Path:
+    """stories260K with a chat template that has switches for thinking."""
+    template = (DATA / "templates" / "switch_words.jinja").read_text(encoding="utf-8")
+    return convert(with_template(template), "--bits", "16")
+
+
+@pytest.fixture(scope="session")
 def stories_jinja(convert: Convert, with_template: Callable[[str], Path]) -> Path:
     """stories260K with a chat template that no table can say."""
     return convert(with_template(UPPER_TEMPLATE), "--bits", "16")

@@ -345,6 +345,7 @@ def test_wrong_commands(chat: Open) -> None:
         ("/set", "/set: expected NAME VALUE"),
         ("/set temp", "names are n, temp, top-k"),
         ("/set warmth 3", "names are n, temp, top-k"),
+        ("/set think 0", "no switch for thinking"),
         ("/set temp warm", '/set temp: expected a number from 0 to 100, found "warm"'),
         ("/save", "/save: expected FILE"),
         ("/retry", "no answer yet"),

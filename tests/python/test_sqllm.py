@@ -269,6 +269,24 @@ def test_chat_tokens_are_those_of_transformers(
         )
 
 
+def test_thinking_is_switched(stories_switch: Path, stories_chat: Path, stories_jinja: Path) -> None:
+    question = [{"role": "user", "content": "Why?"}]
+    with Model(stories_switch, threads=1) as model:
+        prompt = model.detokenize(chat.tokens(model._session.model, question, thinking=False))
+        assert "Mode: quick" in prompt
+        assert prompt.endswith("<think>\n\n</think>\n")
+        assert model.chat(question, max_tokens=9, thinking=False, temperature=0) != model.chat(
+            question, max_tokens=9, temperature=0
+        )
+        template = (DATA / "templates" / "switch_words.jinja").read_text(encoding="utf-8")
+        rendered = chat.render(template, question, enable_thinking=False)
+        assert model.tokenize(rendered, add_bos=False) == model.tokenize(prompt, add_bos=False)
+    for path in (stories_chat, stories_jinja):
+        with Model(path, threads=1) as model, pytest.raises(Error, match="no switch for thinking") as caught:
+            model.chat(question, thinking=False)
+        assert caught.value.status == Status.UNSUPPORTED
+
+
 @pytest.mark.parametrize("fixture", ["stories_chat", "stories_jinja"])
 def test_control_tokens_in_a_message_have_no_power(fixture: str, request: pytest.FixtureRequest) -> None:
     with Model(request.getfixturevalue(fixture), threads=1) as model:
@@ -306,6 +324,11 @@ def test_template_sees_what_transformers_gives_it() -> None:
     )
     messages = [{"role": "tool", "content": "x"}, {"role": "user", "content": "é <"}]
     assert chat.render(template, messages, eos_token="</s>") == '{"role": "user", "content": "é <"}4</s>'
+
+
+def test_marks_for_training_are_left_out() -> None:
+    template = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %};{% endfor %}"
+    assert chat.render(template, DIALOGUE[:1]) == f"{DIALOGUE[0]['content']};"
 
 
 def test_template_is_confined() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import random
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +53,16 @@ def export(hf: Any) -> Keys:
     return Keys(data.with_stops(end_of_turn_ids(hf, table)), table)
 
 
+@functools.cache
+def exported(path: Path) -> tuple[Any, Keys]:
+    """A tokenizer with that template, and its keys."""
+    hf = byte_level()
+    hf.chat_template = path.read_text(encoding="utf-8")
+    return hf, export(hf)
+
+
 def table_of(name: str) -> ChatTable:
-    table = export(make(name)).chat
+    table = exported(TEMPLATES / f"{name}.jinja")[1].chat
     assert isinstance(table, ChatTable), table
     return table
 
@@ -82,7 +92,9 @@ def test_thinking_is_left_out_of_history() -> None:
     assert table.answer_after == "</think>"
     assert table.answer_trim == "left newlines"
     assert table.assistant_trim == "none"
-    assert table.assistant_end is None  # a final answer is written with its thoughts
+    assert table.final_begin == "<think>\n"  # a final answer is written with its thoughts
+    assert table.final_middle == "\n</think>\n\n"
+    assert (table.thought_after, table.thought_trim, table.final_trim) == ("<think>", "both newlines", "none")
     assert table.user_generate.endswith("<think>\n")
 
 
@@ -91,7 +103,8 @@ def test_system_message_in_the_first_turn() -> None:
     assert table.begin_system == "<|im_start|>[ask] (("
     assert table.system_user == "))\n\n"
     assert (table.system_trim, table.first_user_trim, table.user_trim) == ("none", "right", "both")
-    assert table.no_empty == ("user",)
+    assert table.system_user_empty == "))"  # the template trims both messages as one
+    assert table.no_empty == ()
 
 
 def test_template_without_system_message() -> None:
@@ -103,9 +116,49 @@ def test_template_without_system_message() -> None:
 
 def test_system_message_in_the_last_turn() -> None:
     table = table_of("system_last")
-    assert table.begin_system is None
-    assert table.no_system is not None
-    assert "behind the user's message" in table.no_system
+    assert table.system_last
+    assert (table.begin_system, table.system_user, table.no_system) == (None, "\n\n", None)
+
+
+def test_system_message_before_the_first_question() -> None:
+    table = table_of("first_turn")
+    assert (table.begin_system, table.system_user) == ("<|im_start|><|im_start|>user\n", "\n\n")
+    assert (table.system_trim, table.first_user_trim, table.user_trim) == ("none", "both", "both")
+
+
+def test_roles_as_words() -> None:
+    table = table_of("plain_roles")
+    assert table.begin.endswith("gardener. ASK: ")
+    assert (table.begin_system, table.system_user) == ("<|im_start|>", " ASK: ")
+    assert (table.user_generate, table.assistant_user) == (" SAY:", "<|im_end|> ASK: ")
+
+
+def test_mark_at_the_end() -> None:
+    table = table_of("end_marker")
+    assert table.empty_system_is_none
+    assert table.user_end == "<|im_end|>\n<|im_end|>"
+    assert table.user_generate == "<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_switch_for_thinking() -> None:
+    table = table_of("switch")
+    assert table.no_think is not None
+    assert table.no_think.user_generate == table.user_generate + "<think>\n\n</think>\n\n"
+    assert table.no_think == replace(table, no_think=None, user_generate=table.no_think.user_generate)
+    assert (table.think_word, table.no_think_word) == (None, None)
+
+
+def test_words_that_switch_thinking() -> None:
+    table = table_of("switch_words")
+    assert table.no_think is not None
+    assert (table.think_word, table.no_think_word) == ("/think", "/no_think")
+    assert "Mode: slow" in table.begin
+    assert "Answer at once." in table.no_think.begin
+    talk = [{"role": S, "content": "Short. /no_think"}, {"role": U, "content": "Why?"}]
+    assert table.render(talk, generate=True) == (
+        "<|im_start|>system\nMode: quick\n\nShort.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n"
+    )
 
 
 def test_macros_and_unused_branches() -> None:
@@ -190,12 +243,12 @@ def test_reason_reaches_the_library() -> None:
 def test_samples_cover_what_the_table_claims() -> None:
     table = table_of("default_system")
     samples = list(sample_dialogues(table))
-    contents = {message["content"] for messages, _ in samples for message in messages}
+    contents = {message["content"] for messages, _, _ in samples for message in messages}
     assert {"", "  spaces around\t "} <= contents
-    assert {len(messages) for messages, _ in samples} == set(range(1, 11))
-    assert {messages[0]["role"] for messages, _ in samples} == {S, U}
-    assert {messages[-1]["role"] for messages, _ in samples} == {A, U}
-    assert len(samples) > 300
+    assert {len(messages) for messages, _, _ in samples} == set(range(1, 14))  # six turns and more
+    assert {messages[0]["role"] for messages, _, _ in samples} == {S, U}
+    assert {messages[-1]["role"] for messages, _, _ in samples} == {A, U}
+    assert len(samples) > 400
 
 
 def test_samples_are_the_same_every_time() -> None:
@@ -243,11 +296,47 @@ def test_written_keys_reproduce_the_table(tmp_path: Path) -> None:
 PUBLISHED = sorted((Path(__file__).parents[3] / "shared" / "chat-templates").glob("*.jinja"))
 
 
+def dialogue(dice: random.Random, system: bool) -> list[dict[str, str]]:
+    """One to six turns of odd contents."""
+    pieces = ("", " ", "\n", "\t", "  \n ", "a", "Hello", "\u2003", "\x1c", "\x85", "<think>", "</think>",
+              "\u200b", "\nso\n", "/think", "/no_think", "\r\n", "{{ x }}", "<|im_end|>")  # fmt: skip
+    roles = [S] if system else []
+    roles += [(U, A)[index % 2] for index in range(dice.randint(1, 12))]
+    return [{"role": role, "content": "".join(dice.choices(pieces, k=dice.randint(0, 5)))} for role in roles]
+
+
+@pytest.mark.parametrize("path", [*sorted(TEMPLATES.glob("*.jinja")), *PUBLISHED], ids=lambda path: path.stem)
+def test_any_dialogue(path: Path) -> None:
+    """The C library's tokens are those of the rendered template, whatever the contents."""
+    hf, keys = exported(path)
+    if isinstance(keys.chat, NoChat):
+        assert path.stem in ("numbered", "shouting")
+        return
+    dice = random.Random(path.stem)
+    n_compared = 0
+    with Codec(keys.write) as codec, fixed_date():
+        for _ in range(300):
+            messages = dialogue(dice, keys.chat.system_user is not None and dice.random() < 0.5)
+            generate = messages[-1]["role"] == U and dice.random() < 0.7
+            thinking = keys.chat.no_think is None or dice.random() < 0.5
+            switch = {} if thinking else {"enable_thinking": False}
+            text = hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate, **switch)
+            assert keys.chat.render(messages, generate, thinking) == text, messages
+            if not any("<|im_end|>" in message["content"] for message in messages):
+                expected = hf(text, add_special_tokens=False).input_ids
+                assert codec.chat(messages, generate, thinking=thinking) == expected
+                n_compared += 1
+    assert n_compared > 50
+
+
 @pytest.mark.skipif(not PUBLISHED, reason="no published chat templates beside this checkout")
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_published(path: Path) -> None:
-    hf = byte_level()
-    hf.chat_template = path.read_text(encoding="utf-8")
-    table = export(hf).chat
+    table = exported(path)[1].chat
     assert isinstance(table, ChatTable), table
-    assert (table.begin_system is None) == ("Nemo" in path.stem)
+    assert table.system_last == ("Nemo" in path.stem)
+    assert table.system_user is not None
+    assert table.assistant_end is not None
+    assert (table.no_think is not None) == any(name in path.stem for name in ("Qwen3", "SmolLM3"))
+    assert (table.no_think_word == "/no_think") == ("SmolLM3" in path.stem)
+    assert (table.answer_after == "</think>") == any(name in path.stem for name in ("Qwen3", "R1"))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import DATA
 
 Tool = Callable[[str], str]
 Finished = subprocess.CompletedProcess[str]
@@ -86,6 +87,8 @@ def test_wrong_command_line(tool: Tool, name: str) -> None:
         (["--raw=yes"], ["expected no value"]),
         (["-n"], ["expected a value"]),
         (["--raw", "--system", "x", "-p", "y"], ["--system", "--raw"]),
+        (["--raw", "--think", "0", "-p", "y"], ["--think", "--raw"]),
+        (["--think", "2"], ["--think: expected a whole number from 0 to 1"]),
     ],
 )
 def test_wrong_option(tool: Tool, options: list[str], parts: list[str]) -> None:
@@ -153,6 +156,28 @@ def test_pipe(tool: Tool, stories_chat: Path) -> None:
 def test_system_prompt_counts(tool: Tool, stories_chat: Path) -> None:
     greedy = ("-p", "Hello", "--temp", 0, "-n", 20)
     assert answer(tool, stories_chat, *greedy, "--system", "Tom") != answer(tool, stories_chat, *greedy)
+
+
+def test_thinking_is_switched(tool: Tool, stories_switch: Path, stories_chat: Path) -> None:
+    """By an option, or by a word in the system prompt, which is stronger."""
+    greedy = ("-p", "Lily saw a dog", "--temp", 0, "-n", 20)
+    thinking = answer(tool, stories_switch, *greedy)
+    quick = answer(tool, stories_switch, *greedy, "--think", 0)
+    assert thinking != quick
+    assert answer(tool, stories_switch, *greedy, "--system", "/no_think") == quick
+    assert answer(tool, stories_switch, *greedy, "--system", "/think", "--think", 0) == thinking
+    done = run(tool("sq-run"), stories_chat, *greedy, "--think", 0)
+    assert_complaint(done, 1, "this model's chat template has no switch for thinking")
+
+
+def test_system_message_in_the_last_turn(
+    tool: Tool, convert: Callable[..., Path], with_template: Callable[[str], Path]
+) -> None:
+    template = (DATA / "templates" / "system_last.jinja").read_text(encoding="utf-8")
+    model = convert(with_template(template), "--bits", "16")
+    greedy = ("-p", "Lily saw a dog", "--temp", 0, "-n", 20)
+    assert answer(tool, model, *greedy)
+    assert answer(tool, model, *greedy, "--system", "Tom was sad.") != answer(tool, model, *greedy)
 
 
 def test_nothing_to_answer(tool: Tool, stories_chat: Path) -> None:

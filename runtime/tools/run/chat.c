@@ -104,7 +104,7 @@ bool chat_answer(chat *c) {
     answer_end end = ANSWER_FAILED;
     c->answer.n_tokens = 0;
     text_clear(&c->answer.content);
-    if (dialogue_tokenize(&c->dialogue, c->model, &prompt, &n_prompt, &error) == SQ_OK) {
+    if (dialogue_tokenize(&c->dialogue, c->model, c->settings, &prompt, &n_prompt, &error) == SQ_OK) {
         end = answer_generate(&c->generator, prompt, n_prompt, &c->answer, &error);
     }
     free(prompt);
@@ -188,7 +188,7 @@ int chat_run(const char *tool, const sq_model *model, sq_session *session, setti
               .generator = {.model = model, .session = session, .settings = s, .trim = true}};
     sq_error error;
     dialogue_set_system(&c.dialogue, system);
-    if (!tool_check(tool, dialogue_check(&c.dialogue, model, &error), &error)) {
+    if (!tool_check(tool, dialogue_check(&c.dialogue, model, s, &error), &error)) {
         dialogue_free(&c.dialogue);
         return 1;
     }

@@ -60,7 +60,7 @@ static command_result run_system(chat *c, const char *argument) {
     char *before = c->dialogue.system ? memory_copy_string(c->dialogue.system) : NULL;
     sq_error error;
     dialogue_set_system(&c->dialogue, argument);
-    if (dialogue_check(&c->dialogue, c->model, &error)) {
+    if (dialogue_check(&c->dialogue, c->model, c->settings, &error)) {
         tool_complain(c->tool, "%s", error.message);
         dialogue_set_system(&c->dialogue, before);
     } else {
@@ -85,11 +85,16 @@ static command_result run_set(chat *c, const char *argument) {
     const char *value = name + n_name + strspn(name + n_name, " \t");
     name[n_name] = '\0';
     const option *row = settings_find(c->settings_rows, name + strspn(name, "-"));
+    settings before = *c->settings;
     text problem = {0};
+    sq_error error;
     if (!row || !value[0] || name + n_name == value) {
         say_names(c);
     } else if (!option_set(row, value, &problem)) {
         tool_complain(c->tool, "/set %s: expected %s, found \"%s\"", name, text_string(&problem), value);
+    } else if (dialogue_check(&c->dialogue, c->model, c->settings, &error)) {
+        tool_complain(c->tool, "%s", error.message);
+        *c->settings = before;
     } else {
         terminal_note(stderr, "(%s is %s)", settings_name(row), value);
     }
@@ -136,7 +141,7 @@ static command_result run_load(chat *c, const char *argument) {
     read_path(argument, &path);
     if (!dialogue_load(&loaded, path.bytes, c->settings, c->settings_rows, &problem)) {
         tool_complain(c->tool, "%s", text_string(&problem));
-    } else if (dialogue_check(&loaded, c->model, &error)) {
+    } else if (dialogue_check(&loaded, c->model, c->settings, &error)) {
         tool_complain(c->tool, "%s does not fit this model: %s", path.bytes, error.message);
         *c->settings = before;
         dialogue_free(&loaded);
@@ -189,8 +194,8 @@ static const command commands[] = {
     {"/retry", NULL, false, "answer the last message again", run_retry},
     {"/undo", NULL, false, "take the last message and its answer back", run_undo},
     {"/system", "TEXT", false, "set the system prompt; without TEXT: have none", run_system},
-    {"/set", "NAME VALUE", true, "change a setting: n, temp, top-k, top-p, min-p, repeat-penalty, seed",
-     run_set},
+    {"/set", "NAME VALUE", true,
+     "change a setting: n, temp, top-k, top-p, min-p, repeat-penalty, think, seed", run_set},
     {"/save", "FILE", true, "write the chat to a file (JSON)", run_save},
     {"/load", "FILE", true, "go on with a saved chat", run_load},
     {"/info", NULL, false, "model, context and settings", run_info},
@@ -215,10 +220,10 @@ static command_result run_help(chat *c, const char *argument) {
 
 const char *const *command_words(void) {
     static const char *const words[] = {
-        "/help",     "/exit",      "/clear",     "/retry",     "/undo",
-        "/system",   "/save",      "/load",      "/info",      "/set n",
-        "/set temp", "/set top-k", "/set top-p", "/set min-p", "/set repeat-penalty",
-        "/set seed", NULL};
+        "/help",      "/exit",      "/clear",     "/retry",     "/undo",
+        "/system",    "/save",      "/load",      "/info",      "/set n",
+        "/set temp",  "/set top-k", "/set top-p", "/set min-p", "/set repeat-penalty",
+        "/set think", "/set seed",  NULL};
     return words;
 }
 

@@ -73,13 +73,17 @@ static sq_message *list_messages(const dialogue *d, size_t *n_messages) {
     return messages;
 }
 
+static int chat_flags(const settings *s) {
+    return SQ_CHAT_GENERATE | (s->think ? 0 : SQ_CHAT_NO_THINKING);
+}
+
 static sq_status tokenize_messages(const sq_model *model, const sq_message *messages, size_t n_messages,
-                                   token_list *list, sq_error *error) {
+                                   int flags, token_list *list, sq_error *error) {
     size_t n;
-    sq_status status = sq_chat_tokenize(model, messages, n_messages, true, NULL, 0, &n, error);
+    sq_status status = sq_chat_tokenize(model, messages, n_messages, flags, NULL, 0, &n, error);
     if (status == SQ_OK) {
         list->tokens = memory_resize(NULL, n, sizeof *list->tokens);
-        status = sq_chat_tokenize(model, messages, n_messages, true, list->tokens, n, &list->n, error);
+        status = sq_chat_tokenize(model, messages, n_messages, flags, list->tokens, n, &list->n, error);
     }
     return status;
 }
@@ -129,17 +133,18 @@ static void splice_answer(const sq_model *model, const turn *t, const token_list
 
 /* Two places at least know how a text splits into tokens: the model while it wrote, the tokenizer now.
  * Where they differ, the session would have to compute all from there on again. */
-sq_status dialogue_tokenize(const dialogue *d, const sq_model *model, sq_token **tokens, size_t *n_tokens,
-                            sq_error *error) {
+sq_status dialogue_tokenize(const dialogue *d, const sq_model *model, const settings *s, sq_token **tokens,
+                            size_t *n_tokens, sq_error *error) {
+    int flags = chat_flags(s);
     size_t n_messages, done = 0, at = d->system ? 1 : 0;
     sq_message *messages = list_messages(d, &n_messages);
     n_messages = at + 2 * d->n_turns - 1; /* up to the last question */
     token_list all = {0}, out = {0};
-    sq_status status = tokenize_messages(model, messages, n_messages, &all, error);
+    sq_status status = tokenize_messages(model, messages, n_messages, flags, &all, error);
     for (size_t i = 0; status == SQ_OK && i + 1 < d->n_turns; i++) {
         token_list before = {0};
         if (d->turns[i].tokens) {
-            status = tokenize_messages(model, messages, at + 2 * i + 1, &before, error);
+            status = tokenize_messages(model, messages, at + 2 * i + 1, flags, &before, error);
         }
         if (status == SQ_OK && before.tokens) {
             splice_answer(model, &d->turns[i], &all, &before, &out, &done);
@@ -159,11 +164,12 @@ sq_status dialogue_tokenize(const dialogue *d, const sq_model *model, sq_token *
     return status;
 }
 
-sq_status dialogue_check(const dialogue *d, const sq_model *model, sq_error *error) {
+sq_status dialogue_check(const dialogue *d, const sq_model *model, const settings *s, sq_error *error) {
     size_t n_messages, n_tokens;
     sq_message *messages = list_messages(d, &n_messages);
     messages[n_messages++] = (sq_message){"user", "?"};
-    sq_status status = sq_chat_tokenize(model, messages, n_messages, true, NULL, 0, &n_tokens, error);
+    sq_status status =
+        sq_chat_tokenize(model, messages, n_messages, chat_flags(s), NULL, 0, &n_tokens, error);
     free(messages);
     return status;
 }

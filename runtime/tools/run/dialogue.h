@@ -33,11 +33,11 @@ void dialogue_free(dialogue *d);
 
 /* The prompt for the last turn's answer, whether it has one or not. Earlier answers keep the tokens they
  * were generated with, so that a session need not compute them again. `*tokens` is the caller's to
- * free. */
-sq_status dialogue_tokenize(const dialogue *d, const sq_model *model, sq_token **tokens, size_t *n_tokens,
-                            sq_error *error);
+ * free. Of the settings, `think` counts. */
+sq_status dialogue_tokenize(const dialogue *d, const sq_model *model, const settings *s, sq_token **tokens,
+                            size_t *n_tokens, sq_error *error);
 /* Whether the model's chat table takes the dialogue, whose turns are all answered, and another question. */
-sq_status dialogue_check(const dialogue *d, const sq_model *model, sq_error *error);
+sq_status dialogue_check(const dialogue *d, const sq_model *model, const settings *s, sq_error *error);
 
 /* Writes the dialogue and the settings as JSON: the file appears whole or not at all, readable for its
  * owner alone. An existing file is replaced only where it is a dialogue, too. On failure `problem`

@@ -14,7 +14,7 @@ static uint32_t random_seed(void) {
 }
 
 void settings_init(settings *s, option *rows) {
-    *s = (settings){0};
+    *s = (settings){.think = 1};
     sq_sampler_defaults(&s->sampler);
     s->sampler.seed = random_seed();
     sq_sampler_options *o = &s->sampler;
@@ -31,6 +31,8 @@ void settings_init(settings *s, option *rows) {
          "draw from tokens at least this likely beside the likeliest, default 0.05; 0: off"},
         {"--repeat-penalty", OPTION_F32, &o->repeat_penalty, 0.01, 100, "NUMBER",
          "above 1: fewer repetitions within an answer; default 1: off"},
+        {"--think", OPTION_U32, &s->think, 0, 1, "0|1",
+         "0: no thinking before answers, for models that can do without; default 1"},
         {"--seed", OPTION_U64, &o->seed, 0, 0, "NUMBER",
          "of the random draws; default: another one each time, /info shows it"},
     };

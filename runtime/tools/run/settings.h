@@ -8,9 +8,10 @@
 typedef struct settings {
     sq_sampler_options sampler;
     uint32_t n_max; /* tokens of an answer; 0: as many as fit */
+    uint32_t think; /* before answering, where the model has a switch for it: 1, or 0 */
 } settings;
 
-enum { N_SETTINGS = 7 };
+enum { N_SETTINGS = 8 };
 
 /* Fills in the defaults, a random seed among them, and the options that change them. `rows`
  * [N_SETTINGS] point into `s`. */
