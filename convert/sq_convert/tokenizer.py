@@ -23,6 +23,7 @@ _DIGITS_FIRST = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
 _AS_GPT2 = {"", "default", "gpt-2", "gpt2", "mpt", "olmo", "jais", "phi-2"}
 _WHOLE_TOKENS_FIRST = {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0",
                        "lfm2", "tekken"}  # fmt: skip
+_NORMALIZED = {"qwen2", "qwen35"}  # to NFC
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def repair_gguf_tokenizer(hf: Any, path: Path) -> None:
     Raises ConvertError where the file names a pre-tokenizer that nobody here knows.
     """
     from gguf import GGUFReader
-    from tokenizers import pre_tokenizers
+    from tokenizers import normalizers, pre_tokenizers
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
     reader = GGUFReader(path)
@@ -109,6 +110,8 @@ def repair_gguf_tokenizer(hf: Any, path: Path) -> None:
             f"{path}: tokenizer.ggml.pre is {pre!r}, a way of splitting text that is not known here; convert "
             "the model's Hugging Face folder instead."
         )
+    if pre in _NORMALIZED:
+        backend.normalizer = normalizers.NFC()
     if pre in _WHOLE_TOKENS_FIRST:
         backend.model.ignore_merges = True
 

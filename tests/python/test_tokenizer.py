@@ -274,12 +274,24 @@ def test_smollm2(smollm2_source: Path) -> None:
         assert len(codec.encode("1234")) == 4
 
 
-def test_unknown_pre_tokenizer_is_refused(tmp_path: Path) -> None:
-    writer = GGUFWriter(tmp_path / "t.gguf", "llama")
+def gguf_with_pre(path: Path, pre: str) -> Path:
+    writer = GGUFWriter(path, "llama")
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("tomorrow's")
+    writer.add_tokenizer_pre(pre)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
+    return path
+
+
+def test_qwen_out_of_a_gguf_file_is_normalized(tmp_path: Path) -> None:
+    """As the original is; GGUF has no key for it."""
+    hf = byte_level()
+    repair_gguf_tokenizer(hf, gguf_with_pre(tmp_path / "t.gguf", "qwen2"))
+    assert export_tokenizer(hf, len(hf)).nfc_ranges
+
+
+def test_unknown_pre_tokenizer_is_refused(tmp_path: Path) -> None:
+    path = gguf_with_pre(tmp_path / "t.gguf", "tomorrow's")
     with pytest.raises(ConvertError, match=r"tokenizer\.ggml\.pre is \"tomorrow's\""):
-        repair_gguf_tokenizer(byte_level(), tmp_path / "t.gguf")
+        repair_gguf_tokenizer(byte_level(), path)
