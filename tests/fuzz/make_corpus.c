@@ -83,6 +83,17 @@ static void write_kinds(const char *folder) {
     build_free(&b);
 }
 
+/* sq-eval's reference: one window of three tokens, two rows of a vocabulary of four. */
+static void write_reference(const char *folder) {
+    const uint32_t header[] = {1, 4, 3, 0, 1}, tokens[] = {0, 1, 2};
+    const uint16_t rows[] = {0, 1, 2048, 65535, 7, 0, 1, 1};
+    gguf_build b = {0};
+    put(&b, "SQREF\0\0", 8);
+    put(&b, header, sizeof header), put(&b, tokens, sizeof tokens), put(&b, rows, sizeof rows);
+    write_seed(folder, "reference", b.data, b.n_bytes);
+    build_free(&b);
+}
+
 int main(int argc, char **argv) {
     if (argc != 2) {
         fputs("usage: make_corpus FOLDER\n", stderr);
@@ -98,6 +109,7 @@ int main(int argc, char **argv) {
     write_seed(argv[1], "big-endian", "GGUF\0\0\0\3\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", 24);
     write_kinds(argv[1]);
     write_models(argv[1]);
+    write_reference(argv[1]);
     printf("%d seeds in %s\n", n_written, argv[1]);
     return 0;
 }

@@ -25,15 +25,15 @@ generator=
 if command -v ninja >/dev/null; then generator="-G Ninja"; fi
 # shellcheck disable=SC2086
 cmake -S . -B $build $generator -DCMAKE_C_COMPILER=clang -DSQ_FUZZ=ON -DSQ_TOOLS=OFF >$build.log 2>&1 &&
-    cmake --build $build --parallel 2 --target fuzz_gguf fuzz_model make_corpus >>$build.log 2>&1 || {
+    cmake --build $build --parallel 2 --target fuzz_gguf fuzz_model fuzz_reference make_corpus >>$build.log 2>&1 || {
     tail -n 40 $build.log >&2
     echo "tests/fuzz/run.sh: the build failed; all of its output is in $build.log" >&2
     exit 1
 }
 
 $build/make_corpus $build/seeds
-targets="fuzz_gguf fuzz_model"
-n_targets=2
+targets="fuzz_gguf fuzz_model fuzz_reference"
+n_targets=3
 
 # run TARGET WHAT OPTION...: one run of a target; its output is shown where it fails.
 run() {

@@ -226,7 +226,7 @@ int options_parse(const tool *t, int argc, char **argv, const char **arguments) 
     for (int at = 1; at < argc;) {
         const char *word = argv[at];
         if (options_end || word[0] != '-' || word[1] == '\0') {
-            if (n_found < t->n_arguments) {
+            if (t->n_found || n_found < t->n_arguments) {
                 arguments[n_found] = word;
             }
             n_found++;
@@ -242,10 +242,13 @@ int options_parse(const tool *t, int argc, char **argv, const char **arguments) 
             return 2;
         }
     }
-    if (n_found != t->n_arguments) {
+    if (t->n_found ? n_found < t->n_arguments : n_found != t->n_arguments) {
         tool_complain(t->name, "expected %s, found %zu argument%s; usage: %s %s [options]", t->arguments,
                       n_found, n_found == 1 ? "" : "s", t->name, t->arguments);
         return 2;
+    }
+    if (t->n_found) {
+        *t->n_found = n_found;
     }
     return -1;
 }

@@ -36,14 +36,15 @@ typedef struct tool {
     const char *about;     /* one line */
     const char *arguments; /* "MODEL.sq.gguf" */
     size_t n_arguments;    /* exactly as many */
+    size_t *n_found;       /* where not NULL: so many or more, and their number goes here */
     const option *options;
     size_t n_options;
     const char *epilogue; /* after the options in the help, or NULL */
 } tool;
 
 /* "--name value", "--name=value"; "--" ends the options; -h, --help and --version answer at once.
- * `arguments` receives the tool's n_arguments. Returns -1 to go on, else the exit code: 0 after help or
- * version, 2 after a sentence about what is wrong. */
+ * `arguments` receives the tool's n_arguments (with n_found it has room for argc). Returns -1 to go on, else
+ * the exit code: 0 after help or version, 2 after a sentence about what is wrong. */
 int options_parse(const tool *t, int argc, char **argv, const char **arguments);
 
 /* Sets one option from text. On failure `problem` says what was expected ("a number from 0 to 1"), and
