@@ -28,5 +28,5 @@ c_tests arm64 -DSQ_KERNELS_ONLY=ON -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROC
 say "Python tests"
 .venv/bin/python -m pytest -q
 say "fuzzing"
-tests/fuzz/run.sh 120 # 40 seconds a target
+tests/fuzz/run.sh 180 # a minute a target
 say "all tests passed"
