@@ -15,6 +15,7 @@ from conftest import Convert
 from sqllm import Model
 from truth import assert_equal, cpus, kl_divergence, reference_logits, run
 
+CALIBRATION = Path(__file__).parents[2] / "convert/sq_convert/data/calibration.txt"
 TEXT = """Once upon a time, there was a little girl named Lily. She loved to play outside in the park with
 her friends. One day she asked: "Why is the sky blue?" Nobody knew. They looked it up, counted 1, 2, 3,
 and wrote 4,096 letters about light, air and the colour of water.\n"""
@@ -67,16 +68,24 @@ def test_fixed_point_changes_nothing_that_matters(truth: Truth, cpu: str) -> Non
     assert 0 < divergence.mean() < 1e-4
 
 
-def test_f16_cache_changes_nothing_that_matters(truth: Truth) -> None:
-    ours = run(truth.path, truth.ids, [len(truth.ids)], "auto", kv="f16")
-    assert kl_divergence(truth.logits, ours).mean() < 1e-4
+@pytest.fixture(scope="module")
+def long_ids(truth: Truth) -> list[int]:
+    """Enough tokens for a mean: coarse models stray much further at some tokens than at others."""
+    with Model(truth.path) as model:
+        return model.tokenize(TEXT + CALIBRATION.read_text(encoding="utf-8")[:4000])[:400]
 
 
-def test_q8_cache_changes_little(truth: Truth, stories: Path, source: Path) -> None:
+def test_f16_cache_changes_nothing_that_matters(truth: Truth, long_ids: list[int]) -> None:
+    f32, f16 = (run(truth.path, long_ids, [400], "auto", kv=kv) for kv in ("f32", "f16"))
+    assert kl_divergence(f32, f16).mean() < 1e-4
+
+
+# The model as it was trained: one that is damaged by rounding amplifies any noise, its own above all.
+@pytest.mark.parametrize("truth", [("16", "0")], indirect=True)
+def test_q8_cache_changes_little(truth: Truth, long_ids: list[int], source: Path, stories: Path) -> None:
     bound = 1e-2 if source == stories else 1e-3  # rounding averages out less over heads of 8 than of 64
-    n = len(truth.ids)
-    for pieces in ([n], [1] * n):
-        f16, q8 = (run(truth.path, truth.ids, pieces, "auto", kv=kv) for kv in ("f16", "q8"))
+    for pieces in ([400], [1] * 400):
+        f16, q8 = (run(truth.path, long_ids, pieces, "auto", kv=kv) for kv in ("f16", "q8"))
         assert 0 < kl_divergence(f16, q8).mean() < bound
 
 
