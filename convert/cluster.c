@@ -2,11 +2,12 @@
 
 #include <float.h>
 #include <math.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "f16.h"
+#include "rows.h"
 
 enum { ROWS_PER_TURN = 16, MAX_FITS = 32 };
 
@@ -33,32 +34,7 @@ typedef struct job {
     uint16_t *table;
     uint8_t *indices;
     double *errors;
-    atomic_uint next_row;
-    atomic_bool failed;
 } job;
-
-/* ---- f16 ------------------------------------------------------------------------------------- */
-
-static float f16_decode(uint16_t h) {
-    uint32_t exponent = h >> 10 & 31, fraction = h & 1023;
-    float magnitude =
-        exponent ? ldexpf((float)(1024 + fraction), (int)exponent - 25) : ldexpf((float)fraction, -24);
-    return h & 0x8000 ? -magnitude : magnitude;
-}
-
-/* The nearest f16, ties to even; beyond the largest finite one, that. No negative zero. */
-static uint16_t f16_encode(double x) {
-    if (x == 0)
-        return 0;
-    int exponent;
-    frexp(x, &exponent);                              /* |x| < 2^exponent */
-    int shift = exponent > -13 ? exponent - 11 : -24; /* the last place is worth 2^shift */
-    double units = nearbyint(ldexp(fabs(x), -shift)); /* at most 2048 */
-    if (ldexp(units, shift) > 65504)
-        return x < 0 ? 0xfbff : 0x7bff;
-    uint32_t bits = (uint32_t)(shift + 24) * 1024 + (uint32_t)units;
-    return (uint16_t)(x < 0 && bits ? bits | 0x8000 : bits);
-}
 
 /* ---- one row: points and prefix sums ---------------------------------------------------------- */
 
@@ -204,7 +180,7 @@ static void round_table(const float *values, const float *weights, const uint8_t
                         double *table, uint32_t k) {
     double sums[2 * MAX_ENTRIES], tried[MAX_ENTRIES], least = INFINITY;
     for (uint32_t e = 0; e < k; e++)
-        tried[e] = f16_decode(f16_encode(table[e]));
+        tried[e] = sq_f16_decode(sq_f16_encode(table[e]));
     for (int fit = 0; fit < MAX_FITS; fit++) {
         qsort(tried, k, sizeof *tried, compare_doubles);
         double error = assign(values, weights, kept, n, tried, k, NULL, sums);
@@ -214,7 +190,7 @@ static void round_table(const float *values, const float *weights, const uint8_t
         memcpy(table, tried, k * sizeof *table);
         for (uint32_t e = 0; e < k; e++)
             if (sums[2 * e] > 0)
-                tried[e] = f16_decode(f16_encode(sums[2 * e + 1] / sums[2 * e]));
+                tried[e] = sq_f16_decode(sq_f16_encode(sums[2 * e + 1] / sums[2 * e]));
     }
 }
 
@@ -246,12 +222,13 @@ static void cluster_row(const job *j, scratch *t, uint32_t row) {
     uint8_t *indices = j->indices + (size_t)row * n;
     j->errors[2 * (size_t)row + 1] = assign(values, weights, kept, n, table, k, indices, sums);
     for (uint32_t e = 0; e < k; e++)
-        j->table[(size_t)row * k + e] = f16_encode(table[e]);
+        j->table[(size_t)row * k + e] = sq_f16_encode(table[e]);
 }
 
 /* ---- rows and threads --------------------------------------------------------------------------- */
 
-static void scratch_free(scratch *t) {
+static void scratch_free(void *scratch_of_thread) {
+    scratch *t = scratch_of_thread;
     free(t->points);
     free(t->w);
     free(t->s);
@@ -260,10 +237,15 @@ static void scratch_free(scratch *t) {
     free(t->next);
     free(t->head);
     free(t->starts);
+    free(t);
 }
 
-static bool scratch_create(scratch *t, uint32_t n_cols, uint32_t k) {
-    size_t n = (size_t)n_cols + 1;
+static void *scratch_create(const void *context) {
+    const job *j = context;
+    size_t n = (size_t)j->n_cols + 1;
+    scratch *t = calloc(1, sizeof *t);
+    if (!t)
+        return NULL;
     *t = (scratch){
         .points = malloc(n * sizeof *t->points),
         .w = malloc(n * sizeof *t->w),
@@ -272,47 +254,23 @@ static bool scratch_create(scratch *t, uint32_t n_cols, uint32_t k) {
         .best = malloc(n * sizeof *t->best),
         .next = malloc(n * sizeof *t->next),
         .head = malloc(n * sizeof *t->head),
-        .starts = malloc(n * k * sizeof *t->starts),
+        .starts = malloc(n * j->k * sizeof *t->starts),
     };
-    return t->points && t->w && t->s && t->q && t->best && t->next && t->head && t->starts;
+    if (t->points && t->w && t->s && t->q && t->best && t->next && t->head && t->starts)
+        return t;
+    scratch_free(t);
+    return NULL;
 }
 
-static void *work(void *argument) {
-    job *j = argument;
-    scratch t;
-    if (scratch_create(&t, j->n_cols, j->k)) {
-        uint32_t row;
-        while ((row = atomic_fetch_add(&j->next_row, ROWS_PER_TURN)) < j->n_rows)
-            for (uint32_t r = row; r < row + ROWS_PER_TURN && r < j->n_rows; r++)
-                cluster_row(j, &t, r);
-    } else {
-        atomic_store(&j->failed, true);
-    }
-    scratch_free(&t);
-    return NULL;
+static void cluster_some(const void *context, void *scratch_of_thread, uint32_t row0, uint32_t row1) {
+    for (uint32_t row = row0; row < row1; row++)
+        cluster_row(context, scratch_of_thread, row);
 }
 
 int sq_cluster_rows(const float *values, const float *weights, const uint8_t *kept, uint32_t n_rows,
                     uint32_t n_cols, uint32_t k, uint32_t n_threads, uint16_t *table, uint8_t *indices,
                     double *errors) {
-    enum { MAX_THREADS = 256 };
-    job j = {.values = values,
-             .weights = weights,
-             .kept = kept,
-             .n_rows = n_rows,
-             .n_cols = n_cols,
-             .k = k,
-             .table = table,
-             .indices = indices,
-             .errors = errors};
-    pthread_t threads[MAX_THREADS];
-    uint32_t n_started = 0;
-    if (n_threads > MAX_THREADS)
-        n_threads = MAX_THREADS;
-    while (n_started + 1 < n_threads && !pthread_create(&threads[n_started], NULL, work, &j))
-        n_started++; /* fewer threads than asked for still do all the work */
-    work(&j);
-    for (uint32_t i = 0; i < n_started; i++)
-        pthread_join(threads[i], NULL);
-    return atomic_load(&j.failed) ? -1 : 0;
+    static const sq_row_work work = {ROWS_PER_TURN, scratch_create, scratch_free, cluster_some};
+    job j = {values, weights, kept, n_rows, n_cols, k, table, indices, errors};
+    return sq_rows_run(&work, &j, n_rows, n_threads);
 }

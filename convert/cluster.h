@@ -16,11 +16,7 @@
 
 #include <stdint.h>
 
-#if defined(__GNUC__)
-#define SQ_CLUSTER_API __attribute__((visibility("default")))
-#else
-#define SQ_CLUSTER_API
-#endif
+#include "export.h"
 
 /* values  [n_rows, n_cols]  f32, finite, |value| at most 65504
  * weights [n_rows, n_cols]  f32, finite, not negative; NULL: all 1
@@ -33,8 +29,8 @@
  *
  * A row whose weights are all 0 (outside of what is kept) is clustered with weights 1, a row that is wholly
  * kept as if nothing were. The result does not depend on n_threads. Returns 0, or -1 where memory ran out. */
-SQ_CLUSTER_API int sq_cluster_rows(const float *values, const float *weights, const uint8_t *kept,
-                                   uint32_t n_rows, uint32_t n_cols, uint32_t k, uint32_t n_threads,
-                                   uint16_t *table, uint8_t *indices, double *errors);
+SQ_FIT_API int sq_cluster_rows(const float *values, const float *weights, const uint8_t *kept,
+                               uint32_t n_rows, uint32_t n_cols, uint32_t k, uint32_t n_threads,
+                               uint16_t *table, uint8_t *indices, double *errors);
 
 #endif

@@ -1,8 +1,8 @@
 """Calibration of a model larger than memory: one block at a time, and what flows between blocks on disk.
 
 Forward, each block turns its inputs into the next one's; the head turns the last outputs into gradients;
-backward, each block is computed once more, which gives its Fisher information and its inputs' gradients.
-The sums are those of calibrate.sum_fisher. A file of inputs, gradients or sums appears when all sequences
+backward, each block is computed once more, which gives its measure and its inputs' gradients.
+The sums are those of calibrate.sum_up. A file of inputs, gradients or sums appears when all sequences
 are in it; a later run goes on behind the last one.
 """
 
@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arch import Tensor
-from .calibrate import build_model, check_loss, fill, square_gradients
+from .calibrate import build_model, check_loss, fill
 from .checkpoint import Checkpoint
-from .fisher import FisherFiles
+from .sums import SumsFiles
 from .workfolder import WorkFolder, write_atomically
 
 FLOW_FILES = "flow.*"
@@ -34,12 +34,12 @@ class BlockCalibration:
         checkpoint: Checkpoint,
         tensors: Sequence[Tensor],
         sequences: NDArray[np.int64],
-        fisher: FisherFiles,
+        files: SumsFiles,
         work: WorkFolder,
         device: str,
     ) -> None:
         self._model = _BlockModel(checkpoint, tensors, device)
-        self._sequences, self._fisher = sequences, fisher
+        self._sequences, self._files = sequences, files
         self._n_blocks = len(self._model.blocks)
         self._flow = _Flow(work, self._n_blocks, sequences.shape)
 
@@ -105,8 +105,8 @@ class BlockCalibration:
     def _backward(self, n: int, advance: Callable[[], object]) -> None:
         import torch
 
-        model, flow, file = self._model, self._flow, self._fisher.blocks[n]
-        sums = torch.zeros(file.n_weights, dtype=torch.float32, device=model.device)
+        model, flow, file = self._model, self._flow, self._files.blocks[n]
+        sums = torch.zeros(file.n_values, dtype=torch.float32, device=model.device)
 
         def gradients() -> Iterator[Any]:
             for number in range(len(self._sequences)):
@@ -117,8 +117,10 @@ class BlockCalibration:
                 advance()
             file.write(sums.cpu().numpy(), len(self._sequences))
 
-        with model.block_loaded(n):
-            square_gradients(model.parameters(), file.matrices, file.split(sums))
+        with (
+            model.block_loaded(n),
+            file.measure.watch(model.parameters(), file.matrices, file.split(sums)),
+        ):
             flow.write("gradients", n, gradients())
         flow.remove("inputs", n)
         flow.remove("gradients", n + 1)

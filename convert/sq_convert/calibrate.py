@@ -1,8 +1,4 @@
-"""Calibration: how sensitive the loss is to each weight, as the diagonal of the Fisher information.
-
-F = Σ over sequences of (∂ mean cross-entropy / ∂W)², one backward pass a sequence, summed in f32
-(SqueezeLLM, arXiv 2306.07629, section 4.1 and the authors' code).
-"""
+"""Calibration: how much the loss hears of errors in each matrix; a backward pass a sequence, sums in f32."""
 
 from __future__ import annotations
 
@@ -21,7 +17,7 @@ from numpy.typing import NDArray
 from .arch import Tensor
 from .checkpoint import Checkpoint, read_rows, row_blocks
 from .errors import ConvertError, first_line
-from .fisher import FisherFile
+from .sums import SumsFile
 
 DEFAULT_TEXT = "calibration.txt"
 SAVE_SECONDS = 20.0  # at least, between two savings of what has been summed so far
@@ -99,42 +95,44 @@ def choose_device(device: str) -> str:
     return device
 
 
-def sum_fisher(
+def sum_up(
     checkpoint: Checkpoint,
     tensors: Sequence[Tensor],
     sequences: NDArray[np.int64],
-    fisher: FisherFile,
+    file: SumsFile,
     device: str,
     threads: int,
     advance: Callable[[], object],
 ) -> None:
-    """Sums the Fisher information of every block matrix over ``sequences`` ``[n, seq_len]`` into ``fisher``.
+    """Sums the measure of every block matrix over ``sequences`` ``[n, seq_len]`` into ``file``.
 
     Goes on where the file stands. The sums do not depend on ``threads``; on a GPU the model runs in bf16.
     """
     import torch
 
     torch.set_num_threads(threads)
-    done = fisher.n_sequences()
+    done = file.n_sequences()
     model = build_model(checkpoint, device)
+    # without this, what weights that need no gradient make of it needs none either
+    model.get_input_embeddings().register_forward_hook(lambda module, inputs, out: out.requires_grad_(True))
     parameters = dict(model.named_parameters())
     fill(parameters, checkpoint, tensors)
-    sums = torch.zeros(fisher.n_weights, dtype=torch.float32, device=device)
-    targets = fisher.split(sums)
-    for tensor in fisher.matrices if done else ():
-        targets[tensor.name].copy_(torch.from_numpy(fisher.read(tensor)))
-    square_gradients(parameters, fisher.matrices, targets)
+    sums = torch.zeros(file.n_values, dtype=torch.float32, device=device)
+    targets = file.split(sums)
+    for tensor in file.matrices if done else ():
+        targets[tensor.name].copy_(torch.from_numpy(file.read(tensor)))
 
     saved, cost = time.monotonic(), 0.0
     for number in range(done, len(sequences)):
         ids = torch.from_numpy(sequences[number : number + 1]).to(device)
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-        check_loss(loss, number)
-        loss.backward()
+        with file.measure.watch(parameters, file.matrices, targets):
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+            check_loss(loss, number)
+            loss.backward()
         advance()
         now = time.monotonic()
         if number + 1 == len(sequences) or now - saved > max(SAVE_SECONDS, cost / SAVE_SHARE):
-            fisher.write(sums.cpu().numpy(), number + 1)
+            file.write(sums.cpu().numpy(), number + 1)
             saved = time.monotonic()
             cost = saved - now
 
@@ -176,25 +174,6 @@ def check_loss(loss: Any, number: int) -> None:
             f"The model's loss on calibration sequence {number + 1} is {loss.item()}: its weights are "
             "damaged, or belong to another configuration."
         )
-
-
-def square_gradients(
-    parameters: Mapping[str, Any], matrices: Sequence[Tensor], targets: Mapping[str, Any]
-) -> None:
-    """Has the square of each matrix's gradient added to its target as soon as it is known, and frees it."""
-    parts_of: dict[str, list[Tensor]] = {}
-    for tensor in matrices:
-        parts_of.setdefault(tensor.in_model[0], []).append(tensor)
-    for name, parts in parts_of.items():
-
-        def add_square(parameter: Any, parts: Sequence[Tensor] = parts) -> None:
-            for tensor in parts:
-                gradient = parameter.grad[tensor.in_model[1]].float()
-                targets[tensor.name].addcmul_(gradient, gradient)
-            parameter.grad = None
-
-        parameters[name].requires_grad_(True)
-        parameters[name].register_post_accumulate_grad_hook(add_square)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from . import __version__
 from .errors import ConvertError, UsageError
+from .measure import FISHER
 from .options import METHODS, Options
 from .progress import Progress
 
@@ -74,12 +75,17 @@ def _parser() -> argparse.ArgumentParser:
         help="bits of an index; 16 keeps the matrices in F16 (4)",
     )
     add("--outliers", type=float, default=0.45, metavar="PERCENT", help="largest weights kept exactly (0.45)")
-    add("--sensitive", type=float, metavar="PERCENT", help="most sensitive weights kept exactly (0.05)")
+    add(
+        "--sensitive",
+        type=float,
+        metavar="PERCENT",
+        help="most sensitive weights kept exactly, of --method squeezellm (0.05)",
+    )
     add(
         "--method",
         choices=METHODS,
         default="squeezellm",
-        help="kmeans and rtn need no calibration (squeezellm)",
+        help="guided fits errors together; kmeans and rtn need no calibration (squeezellm)",
     )
     add(
         "--calibration",
@@ -123,7 +129,7 @@ def _options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Optio
     if sensitive is None:
         sensitive = 0.05 if args.method == "squeezellm" else 0.0
     elif sensitive and args.method != "squeezellm":
-        raise UsageError(f"--sensitive needs --method squeezellm; {args.method} does not calibrate.")
+        raise UsageError(f"--sensitive needs --method squeezellm; {args.method} knows no single weights.")
     for name, value in (("outliers", args.outliers), ("sensitive", sensitive)):
         if not 0 <= value <= 50:
             raise UsageError(f"--{name} {value:g}: expected a share between 0 and 50 percent.")
@@ -154,7 +160,7 @@ def _options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Optio
     )
     if options.config and not options.packed:
         raise UsageError("--config belongs to a packed checkpoint (sq-*.pt); other models have their own.")
-    if options.fisher and not (options.uses_fisher or options.packed):
+    if options.fisher and not (options.measure is FISHER or options.packed):
         raise UsageError("--fisher needs --method squeezellm and 3 or 4 bits; nothing else looks at it.")
     refused: tuple[str, ...] = ()
     reason = ""

@@ -11,6 +11,7 @@ from pathlib import Path
 from .arch import Kind, Tensor
 from .checkpoint import Checkpoint
 from .gguf_file import GgufCheckpoint
+from .measure import FISHER, MOMENTS
 from .options import Options
 from .quantize import part_bytes
 
@@ -19,6 +20,8 @@ _CALIBRATION = 65_000_000  # the calibration text as tokens, PyTorch's backward 
 _TOKEN = 1_000  # of a vocabulary: its tokenizer, and its verification
 _GGUF_TOKEN = 5_200  # while the gguf package reads a vocabulary
 _ROWS = 50_000_000  # the rows that are read and converted at a time, file buffers
+_REFINED = 18  # a weight of a matrix being refined: itself and its first weights, in two orders
+_MOMENT = 40  # an element of H: in two orders, damped, its factor in f64 and f32
 _PACKED = 18  # a weight of a packed matrix: indices, decoded values, what is added, their sum
 
 
@@ -50,9 +53,9 @@ def calibrates_in_blocks(
 def calibration_bytes(
     options: Options, checkpoint: Checkpoint, tensors: Sequence[Tensor], in_blocks: bool, weight_bytes: int
 ) -> int:
-    """What calibration holds at once: weights, Fisher sums in f32, gradients, activations."""
+    """What calibration holds at once: weights, sums in f32, gradients, activations."""
     sizes = _sizes(checkpoint)
-    largest = max(_parameter_weights(tensors).values())
+    largest = max(_parameter_weights(tensors).values()) if options.measure is FISHER else 0
     n_rest = sum(tensor.n_weights for tensor in tensors if tensor.block is None)
     n_ff = max(
         sizes["feed_forward_length"],
@@ -63,13 +66,20 @@ def calibration_bytes(
     logits = 4 * options.seq_len * sizes["vocab_size"]  # themselves, shifted, their softmax, their gradient
     if not in_blocks:
         n_weights = sum(tensor.n_weights for tensor in tensors)
-        n_sums = sum(tensor.n_weights for tensor in tensors if tensor.kind is Kind.MATRIX)
-        return weight_bytes * (n_weights + largest + kept * sizes["block_count"] + logits) + 4 * n_sums
+        held = weight_bytes * (n_weights + largest + kept * sizes["block_count"] + logits)
+        return held + 4 * n_sums(options, tensors)
     block = [tensor for tensor in tensors if tensor.block == _largest_block(tensors)]
     n_block = sum(tensor.n_weights for tensor in block)
-    n_sums = sum(tensor.n_weights for tensor in block if tensor.kind is Kind.MATRIX)
     of_head = n_rest + max(logits, n_block)  # the first block is there when the model's calls are recorded
-    return max(weight_bytes * of_head, weight_bytes * (n_block + 2 * largest + kept) + 4 * n_sums)
+    return max(
+        weight_bytes * of_head, weight_bytes * (n_block + 2 * largest + kept) + 4 * n_sums(options, block)
+    )
+
+
+def n_sums(options: Options, tensors: Sequence[Tensor]) -> int:
+    """Numbers that calibration sums for these tensors."""
+    assert options.measure
+    return sum(options.measure.n_values(tensor) for tensor in tensors if tensor.kind is Kind.MATRIX)
 
 
 def flow_bytes(options: Options, checkpoint: Checkpoint) -> int:
@@ -93,7 +103,8 @@ def _quantize_bytes(options: Options, tensors: Sequence[Tensor]) -> int:
     """The largest matrix being quantized, and the results of its block before they are written."""
     matrices = [tensor for tensor in tensors if tensor.kind is Kind.MATRIX]
     kept = options.outliers > 0 or options.sensitive > 0
-    of_weight = 4 + 4 * options.uses_fisher + (8 if kept else 4.5)  # values, sensitivities, scores and copies
+    # values, sensitivities, scores and copies
+    of_weight = 4 + 4 * (options.measure is not None) + (8 if kept else 4.5)
     largest = max(tensor.n_weights for tensor in matrices)
     block = _largest_block(tensors)
     done = sum(
@@ -101,7 +112,10 @@ def _quantize_bytes(options: Options, tensors: Sequence[Tensor]) -> int:
         for t in matrices
         if t.block == block
     )
-    return round(largest * (_PACKED if options.packed else of_weight)) + done
+    held = largest * (_PACKED if options.packed else of_weight)
+    if options.measure is MOMENTS:
+        held = max(_REFINED * t.n_weights + _MOMENT * t.shape[1] ** 2 for t in matrices)
+    return round(held) + done
 
 
 def _largest_block(tensors: Sequence[Tensor]) -> int:

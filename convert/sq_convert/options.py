@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from .measure import FISHER, MOMENTS, Measure
+
 PACKED_SUFFIXES = (".pt", ".pth", ".bin")  # of the original SqueezeLLM's packed checkpoints
-METHODS = ("squeezellm", "kmeans", "rtn")
+METHODS = ("squeezellm", "guided", "kmeans", "rtn")
+_MEASURES = {"guided": MOMENTS, "squeezellm": FISHER}
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,10 @@ class Options:
         return self.model.suffix in PACKED_SUFFIXES and not self.model.is_dir()
 
     @property
-    def uses_fisher(self) -> bool:
-        """Whether sensitivities weight the clustering."""
-        return self.quantizes and self.method == "squeezellm" and not self.packed
+    def measure(self) -> Measure | None:
+        """What the method has to know of each matrix besides its weights."""
+        return _MEASURES.get(self.method) if self.quantizes and not self.packed else None
 
     @property
     def calibrates(self) -> bool:
-        return self.uses_fisher and self.fisher is None
+        return self.measure is not None and self.fisher is None

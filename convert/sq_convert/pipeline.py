@@ -18,18 +18,19 @@ from numpy.typing import NDArray
 from . import __version__, memory, plan, writer
 from .arch import Kind, Tensor
 from .blocks import FLOW_FILES, BlockCalibration
-from .calibrate import choose_device, choose_sequences, read_text, sum_fisher
+from .calibrate import choose_device, choose_sequences, read_text, sum_up
 from .checkpoint import Checkpoint, check_tensors, open_checkpoint, read_rows, read_tensor, row_blocks
 from .errors import ConvertError
-from .fisher import Fisher, FisherFile, FisherFiles, GradientFolder
+from .measure import MOMENTS
 from .official import OfficialCheckpoint
 from .options import Options
 from .progress import Progress, duration, size
 from .quantize import PARTS, Recipe, quantize_matrix
 from .sources import TokenizerSource, read_tokenizer
+from .sums import GradientFolder, Sums, SumsFile, SumsFiles
 from .workfolder import WorkFolder, hash_file, write_atomically
 
-STAGE_FILES = {"calibrate": [*FisherFiles.PATTERNS, FLOW_FILES], "quantize": ["blk.*.safetensors"]}
+STAGE_FILES = {"calibrate": [*SumsFiles.PATTERNS, FLOW_FILES], "quantize": ["blk.*.safetensors"]}
 METHOD_COSTS = {
     "kmeans": "kmeans needs no calibration, but does not know which weights matter: without kept weights, "
     "SmolLM2-135M strays by a KL divergence of 1.01 at 4 bits and 3.99 at 3 bits; squeezellm by 0.41 "
@@ -60,14 +61,15 @@ class Job:
         return [tensor for tensor in self.tensors if tensor.kind is Kind.MATRIX]
 
     @property
-    def fisher_files(self) -> FisherFiles:
+    def sums_files(self) -> SumsFiles:
         assert self.sequences is not None
-        return FisherFiles(self.work, self.tensors, len(self.sequences))
+        assert self.options.measure is not None
+        return SumsFiles(self.work, self.tensors, self.options.measure, len(self.sequences))
 
     @property
-    def fisher(self) -> Fisher | None:
-        """The sensitivities, where the method uses any."""
-        return self.gradients or (self.fisher_files if self.options.calibrates else None)
+    def sums(self) -> Sums | None:
+        """What was measured, where the method uses it."""
+        return self.gradients or (self.sums_files if self.options.calibrates else None)
 
     def block_file(self, block: int) -> Path:
         return self.work.file(f"blk.{block}.safetensors")
@@ -124,6 +126,8 @@ def _check(options: Options, progress: Progress) -> Job:
         progress.say(
             f"{name}: stored in F16, since its rows are no multiple of {writer.Q8_BLOCK} (--head-bits 8)."
         )
+    if options.measure is MOMENTS and any(tensor.parameter for tensor in tensors):
+        raise ConvertError("--method guided cannot see what goes into experts; use --method squeezellm.")
     tokenizer = read_tokenizer(checkpoint)
     progress.say(f"check: {tokenizer.verdict}")
     device, sequences, calibration, gradients = "cpu", None, "", None
@@ -185,6 +189,7 @@ def _descriptions(job: Job) -> dict[str, dict[str, Any]]:
     calibrate = {
         **inputs,
         "sq_convert": __version__,
+        "measure": options.measure.name if options.measure else "",
         "torch": metadata.version("torch") if options.calibrates else "",
         "calibration": job.calibration,
         "seed": options.seed if options.calibrates else 0,
@@ -205,7 +210,7 @@ def _descriptions(job: Job) -> dict[str, dict[str, Any]]:
 
 def _calibrate(job: Job) -> None:
     assert job.sequences is not None
-    files = job.fisher_files
+    files = job.sums_files
     if files.complete():
         job.progress.say("calibrate: done already.")
     elif job.in_blocks:
@@ -214,18 +219,16 @@ def _calibrate(job: Job) -> None:
         _calibrate_whole(job, job.sequences, files.whole)
 
 
-def _calibrate_whole(job: Job, sequences: NDArray[np.int64], file: FisherFile) -> None:
+def _calibrate_whole(job: Job, sequences: NDArray[np.int64], file: SumsFile) -> None:
     done = file.n_sequences()
     if done:
         job.progress.say(f"calibrate: going on after sequence {done}.")
     with job.progress.stage("calibrate", len(sequences), "sequences") as step:
         step.resume(done)
-        sum_fisher(
-            job.checkpoint, job.tensors, sequences, file, job.device, job.options.threads, step.advance
-        )
+        sum_up(job.checkpoint, job.tensors, sequences, file, job.device, job.options.threads, step.advance)
 
 
-def _calibrate_in_blocks(job: Job, sequences: NDArray[np.int64], files: FisherFiles) -> None:
+def _calibrate_in_blocks(job: Job, sequences: NDArray[np.int64], files: SumsFiles) -> None:
     job.progress.say("calibrate: block by block, since the whole model does not fit into free memory.")
     blocks = BlockCalibration(job.checkpoint, job.tensors, sequences, files, job.work, job.device)
     if blocks.n_passes_done:
@@ -262,8 +265,8 @@ def _quantize(job: Job) -> None:
 def _quantize_matrix(job: Job, tensor: Tensor, recipe: Recipe) -> dict[str, NDArray[Any]]:
     if isinstance(job.checkpoint, OfficialCheckpoint):
         return job.checkpoint.read_parts(tensor)
-    fisher = job.fisher.read(tensor) if job.fisher else None
-    return quantize_matrix(read_tensor(job.checkpoint, tensor), fisher, recipe, job.options.threads)
+    measured = job.sums.read(tensor) if job.sums else None
+    return quantize_matrix(read_tensor(job.checkpoint, tensor), measured, recipe, job.options.threads)
 
 
 # ---- write -----------------------------------------------------------------------------

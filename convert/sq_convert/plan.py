@@ -27,7 +27,7 @@ def tensor_bytes(options: Options, tensor: Tensor) -> int:
     if tensor.kind is Kind.VECTOR:
         return 4 * tensor.n_weights
     if tensor.kind is Kind.MATRIX and options.quantizes:
-        kept = min(100.0, options.outliers + (options.sensitive if options.uses_fisher else 0))
+        kept = min(100.0, options.outliers + options.sensitive)
         return part_bytes(tensor.shape, options.bits, round(tensor.n_weights * kept / 100))
     if tensor.kind is Kind.TABLE and options.head_bits == 8 and tensor.shape[1] % Q8_BLOCK == 0:
         return tensor.n_weights // Q8_BLOCK * Q8_BLOCK_BYTES
@@ -46,15 +46,15 @@ def output_bytes(options: Options, tensors: Sequence[Tensor]) -> int:
 
 
 def work_bytes(options: Options, checkpoint: Checkpoint, tensors: Sequence[Tensor], in_blocks: bool) -> int:
-    """Bytes that the work folder grows to: quantized blocks; Fisher sums, twice while they are saved whole;
-    block by block, what flows between blocks."""
+    """Bytes that the work folder grows to: quantized blocks; what calibration sums, twice while it is saved
+    whole; block by block, what flows between blocks."""
     matrices = [tensor for tensor in tensors if tensor.kind is Kind.MATRIX]
-    sums = 4 * sum(tensor.n_weights for tensor in matrices)
-    fisher = 0
+    sums = 0
     if options.calibrates:
-        fisher = sums + (memory.flow_bytes(options, checkpoint) if in_blocks else sums)
+        sums = 4 * memory.n_sums(options, matrices)
+        sums += memory.flow_bytes(options, checkpoint) if in_blocks else sums
     blocks = sum(tensor_bytes(options, tensor) for tensor in matrices) if options.quantizes else 0
-    return fisher + blocks
+    return sums + blocks
 
 
 def check_space(
@@ -77,7 +77,7 @@ def quantization(options: Options) -> str:
     if not options.quantizes:
         return "matrices in F16"
     kept = f"{options.outliers:g} % outliers"
-    if options.uses_fisher:
+    if options.sensitive:
         kept += f" and {options.sensitive:g} % sensitive weights"
     return f"{options.bits} bits by {options.method}, {kept} kept"
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from .cluster import cluster_rows
 from .outliers import kept_weights
 from .pack import pack, row_bytes, unpack
+from .refine import refine_rows
 
 F16_MAX = 65504.0
 PARTS = ("codes", "lut", "rows", "cols", "vals")
@@ -28,18 +29,24 @@ class Recipe:
 
 
 def quantize_matrix(
-    values: NDArray[np.float32], fisher: NDArray[np.float32] | None, recipe: Recipe, threads: int
+    values: NDArray[np.float32], measured: NDArray[np.float32] | None, recipe: Recipe, threads: int
 ) -> dict[str, NDArray[Any]]:
     """The tensors of docs/FORMAT.md section 2 for a matrix ``[n_out, n_in]``, by part.
 
-    ``fisher`` has the matrix's shape, or is None where the method uses none. The parts ``rows``, ``cols`` and
-    ``vals`` are absent where no weight is kept.
+    ``measured`` is what the method's measure (measure.py) has summed, or None where it has none. The parts
+    ``rows``, ``cols`` and ``vals`` are absent where no weight is kept.
     """
-    kept = kept_weights(values, fisher, recipe.outliers, recipe.sensitive)
+    k = 2**recipe.bits
+    kept = kept_weights(values, measured if recipe.sensitive else None, recipe.outliers, recipe.sensitive)
     if recipe.method == "rtn":
-        table, indices = _uniform_rows(values, kept, 2**recipe.bits)
+        table, indices = _uniform_rows(values, kept, k)
+    elif recipe.method == "guided":
+        assert measured is not None
+        weights = np.ascontiguousarray(np.broadcast_to(np.diag(measured), values.shape))
+        table, indices, _ = cluster_rows(values, weights, kept, k, threads)
+        table, indices, _ = refine_rows(values, measured, kept, table, indices, threads)
     else:
-        table, indices, _ = cluster_rows(values, fisher, kept, 2**recipe.bits, threads)
+        table, indices, _ = cluster_rows(values, measured, kept, k, threads)
     return assemble(values, kept, table, indices, recipe.bits)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 from arch_variants import N_SHORT, SIZES, VARIANTS
+from sq_convert.arch import Tensor
 from sq_convert.blocks import BlockCalibration
-from sq_convert.calibrate import sum_fisher
-from sq_convert.checkpoint import check_tensors, open_checkpoint, read_tensor
+from sq_convert.calibrate import sum_up
+from sq_convert.checkpoint import Checkpoint, check_tensors, open_checkpoint, read_tensor
 from sq_convert.dequantize import dequantize
-from sq_convert.fisher import FisherFile, FisherFiles
+from sq_convert.measure import FISHER, MOMENTS, Measure
 from sq_convert.options import Options
 from sq_convert.pipeline import convert
 from sq_convert.progress import Progress
+from sq_convert.sums import SumsFile, SumsFiles
 from sq_convert.workfolder import WorkFolder
 from tokenizers_for_tests import byte_level
 from truth import Logits, assert_equal, cpus, reference_logits, run
@@ -118,12 +121,13 @@ def test_logits(source: Source, bits: int, tmp_path: Path) -> None:
     ],
 )
 def test_calibration(model_type: str, name: str, tokenizer: Path, tmp_path: Path) -> None:
-    """The Fisher information of every matrix, of fused ones row by row, in one piece and block by block."""
+    """Both measures of every matrix, of fused ones row by row, in one piece and block by block."""
     import torch
 
     model = create(model_type, name, tokenizer, tmp_path / "model").eval()  # without dropout
     sequences = np.random.default_rng(1).integers(0, 512, (2, 24))
     squares = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
+    seen = watch_linears(model)
     for ids in torch.from_numpy(sequences[:, None]):
         model.zero_grad()
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
@@ -131,18 +135,53 @@ def test_calibration(model_type: str, name: str, tokenizer: Path, tmp_path: Path
             squares[parameter_name] += parameter.grad**2
 
     checkpoint = open_checkpoint(tmp_path / "model")
+    for tensor, sums in both_ways(checkpoint, sequences, FISHER, tmp_path):
+        parameter_name, place = tensor.in_model
+        wanted = squares[parameter_name][place].numpy()
+        np.testing.assert_allclose(sums, wanted, 1e-4, 1e-6 * wanted.max())
+    for tensor, sums in both_ways(checkpoint, sequences, MOMENTS, tmp_path):
+        parameter_name, place = tensor.in_model
+        if not tensor.parameter:  # experts have no module of their own: the converter refuses them
+            wanted = sum(x.T @ (x * g[:, place].square().mean(1, True)) for x, g in seen[parameter_name])
+            np.testing.assert_allclose(sums, wanted, 1e-4, 1e-6 * wanted.max())
+
+
+def watch_linears(model: Any) -> dict[str, list[Any]]:
+    """Inputs ``[n_tokens, n_in]`` of linear modules and their outputs' gradients, by the weight's name."""
+    import torch
+
+    seen: dict[str, list[Any]] = {}
+
+    def watch(name: str) -> Any:
+        def forward(module: Any, inputs: Any, out: Any) -> None:
+            out.register_hook(
+                lambda g: seen.setdefault(f"{name}.weight", []).append(
+                    (inputs[0].detach().flatten(0, -2), g.flatten(0, -2))
+                )
+            )
+
+        return forward
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(watch(name))
+    return seen
+
+
+def both_ways(
+    checkpoint: Checkpoint, sequences: np.ndarray, measure: Measure, folder: Path
+) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """The sums of each matrix, with the model in one piece and then block by block."""
     tensors = check_tensors(checkpoint)
-    whole = FisherFile(tmp_path / "fisher.safetensors", tensors)
-    sum_fisher(checkpoint, tensors, sequences, whole, "cpu", 2, lambda: None)
-    work = WorkFolder(tmp_path / "out")
+    whole = SumsFile(folder / f"{measure.name}.safetensors", tensors, measure)
+    sum_up(checkpoint, tensors, sequences, whole, "cpu", 2, lambda: None)
+    work = WorkFolder(folder / measure.name)
     with work.locked():
-        blocks = FisherFiles(work, tensors, len(sequences))
+        blocks = SumsFiles(work, tensors, measure, len(sequences))
         BlockCalibration(checkpoint, tensors, sequences, blocks, work, "cpu").run(2, lambda: None)
         for tensor in whole.matrices:
-            parameter_name, place = tensor.in_model
-            wanted = squares[parameter_name][place].numpy()
-            np.testing.assert_allclose(whole.read(tensor), wanted, 1e-4, 1e-6 * wanted.max())
-            np.testing.assert_allclose(blocks.read(tensor), wanted, 1e-4, 1e-6 * wanted.max())
+            yield tensor, whole.read(tensor)
+            yield tensor, blocks.read(tensor)
 
 
 def test_language_model_of_multimodal(

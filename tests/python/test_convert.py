@@ -82,8 +82,9 @@ def test_shares_and_errors_are_those_of_the_method(stories: Path, convert: Conve
     for options in (("3", "0", "0"), ("3", "1", "0.5"), ("4", "1", "0.5")):
         bits, outliers, sensitive = options
         path = convert(
-            stories, "--bits", bits, "--outliers", outliers, "--sensitive", sensitive, *CALIBRATION
-        )
+            stories, "--bits", bits, "--outliers", outliers, "--sensitive", sensitive,
+            "--method", "squeezellm", *CALIBRATION
+        )  # fmt: skip
         decoded = dequantize(path, tmp_path / f"hf-{'-'.join(options)}")
         errors.append(sum(float(((decoded[n] - w) ** 2).sum()) for n, w in source.items() if "_proj" in n))
     assert errors[0] > errors[1] > errors[2] > 0
@@ -285,7 +286,7 @@ def run_killed(model: Path, out: Path, *options: str, **where: object) -> subpro
     return subprocess.run(command, capture_output=True, text=True)
 
 
-IN_CALIBRATE = {"module": "fisher", "owner": "module.FisherFile", "function": "write", "n": 3}
+IN_CALIBRATE = {"module": "sums", "owner": "module.SumsFile", "function": "write", "n": 3}
 # Files of 4 blocks' inputs; then of the fifth's, of the head's and, backward, of 2 blocks' gradients.
 IN_FORWARD = {
     "module": "blocks",
@@ -296,7 +297,7 @@ IN_FORWARD = {
 }
 IN_BACKWARD = IN_FORWARD | {"n": 9}
 # Killed between a block's sums and the gradients that go with them.
-IN_SUMS = IN_FORWARD | {"module": "fisher", "n": 2}
+IN_SUMS = IN_FORWARD | {"module": "sums", "n": 2}
 IN_QUANTIZE = {"module": "pipeline", "owner": "module", "function": "write_atomically", "n": 2}
 IN_WRITE = {"module": "writer", "owner": "module.GGUFWriter", "function": "write_tensor_data", "n": 20}
 
@@ -327,6 +328,18 @@ def test_a_killed_conversion_goes_on_and_gives_the_same_bytes(
     assert sq_convert(stories, out, *CALIBRATION) == reference
     assert said in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["m.sq.gguf"]
+
+
+def test_a_killed_guided_conversion_goes_on(
+    stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the whole model in memory, killed, and block by block: the same bytes."""
+    options = ("--method", "guided", *CALIBRATION)
+    killed, blocks = tmp_path / "killed.sq.gguf", tmp_path / "blocks.sq.gguf"
+    assert run_killed(stories, killed, *options, **IN_CALIBRATE).returncode == -signal.SIGKILL
+    whole = sq_convert(stories, killed, *options)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 0)
+    assert sq_convert(stories, blocks, *options) == whole
 
 
 def test_ctrl_c_says_how_to_go_on(stories: Path, tmp_path: Path) -> None:

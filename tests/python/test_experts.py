@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from arch_variants import SIZES, VARIANTS
 from gguf import GGUFReader
+from sq_convert.errors import ConvertError
 from sq_convert.options import Options
 from sq_convert.pipeline import convert
 from sq_convert.progress import Progress
@@ -61,6 +62,11 @@ def test_idle_experts(folder: Path, tmp_path: Path) -> None:
         ]
         assert same[IDLE]
         assert not all(same)
+
+
+def test_guided_needs_inputs_that_it_can_see(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConvertError, match="--method guided cannot see what goes into experts"):
+        converted(folder, tmp_path / "m.sq.gguf", "guided")
 
 
 def tensors_of(path: Path) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Where Fisher information lies: in files of ours, or in a gradient checkpoint of the original."""
+"""Where the sums of calibration lie: in files of ours, or in a gradient checkpoint of the original."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from numpy.typing import NDArray
 
 from .arch import Kind, Tensor
 from .errors import ConvertError, count, some
+from .measure import Measure
 from .shards import WeightFiles, find_shards
 from .workfolder import WorkFolder, write_atomically
 
 
-class Fisher(Protocol):
-    """Sensitivities to read."""
+class Sums(Protocol):
+    """Sums to read."""
 
     def read(self, tensor: Tensor) -> NDArray[np.float32]:
-        """Those of a matrix, in its shape."""
+        """Those of a matrix, in the measure's shape."""
 
 
-class FisherFile:
+class SumsFile:
     """Sums for some matrices: a safetensors file whose metadata counts the sequences in them."""
 
-    def __init__(self, path: Path, tensors: Sequence[Tensor]) -> None:
-        self.path = path
+    def __init__(self, path: Path, tensors: Sequence[Tensor], measure: Measure) -> None:
+        self.path, self.measure = path, measure
         self.matrices = [tensor for tensor in tensors if tensor.kind is Kind.MATRIX]
 
     @property
-    def n_weights(self) -> int:
-        return sum(tensor.n_weights for tensor in self.matrices)
+    def n_values(self) -> int:
+        return sum(map(self.measure.n_values, self.matrices))
 
     def n_sequences(self) -> int:
         """How many sequences the file has summed; 0 where there is none."""
@@ -46,10 +47,11 @@ class FisherFile:
             return 0
 
     def split(self, sums: Any) -> dict[str, Any]:
-        """Views of a torch vector ``[n_weights]``: one a matrix, by its name."""
-        pieces = sums.split([tensor.n_weights for tensor in self.matrices])
+        """Views of a torch vector ``[n_values]``: one a matrix, by its name."""
+        pieces = sums.split([self.measure.n_values(tensor) for tensor in self.matrices])
         return {
-            tensor.name: piece.view(tensor.shape) for tensor, piece in zip(self.matrices, pieces, strict=True)
+            tensor.name: piece.view(self.measure.shape(tensor))
+            for tensor, piece in zip(self.matrices, pieces, strict=True)
         }
 
     def read(self, tensor: Tensor) -> NDArray[np.float32]:
@@ -60,12 +62,13 @@ class FisherFile:
         return values
 
     def write(self, sums: NDArray[np.float32], n_sequences: int) -> None:
-        """Saves ``sums`` ``[n_weights]``, the matrices one after the other, without a copy in memory."""
+        """Saves ``sums`` ``[n_values]``, the matrices one after the other, without a copy in memory."""
         header: dict[str, Any] = {"__metadata__": {"sequences": str(n_sequences)}}
         at = 0
         for tensor in self.matrices:
-            end = at + 4 * tensor.n_weights
-            header[tensor.name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [at, end]}
+            end = at + 4 * self.measure.n_values(tensor)
+            shape = list(self.measure.shape(tensor))
+            header[tensor.name] = {"dtype": "F32", "shape": shape, "data_offsets": [at, end]}
             at = end
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
@@ -78,16 +81,18 @@ class FisherFile:
         write_atomically(self.path, write)
 
 
-class FisherFiles:
+class SumsFiles:
     """The sums of a conversion: one file for all where the whole model was in memory, else one a block."""
 
-    PATTERNS = ("fisher.safetensors", "fisher.*.safetensors")
+    PATTERNS = ("sums.safetensors", "sums.*.safetensors")
 
-    def __init__(self, work: WorkFolder, tensors: Sequence[Tensor], n_sequences: int) -> None:
-        self.whole = FisherFile(work.file("fisher.safetensors"), tensors)
+    def __init__(
+        self, work: WorkFolder, tensors: Sequence[Tensor], measure: Measure, n_sequences: int
+    ) -> None:
+        self.whole = SumsFile(work.file("sums.safetensors"), tensors, measure)
         blocks = sorted({tensor.block for tensor in self.whole.matrices if tensor.block is not None})
         self.blocks = {
-            n: FisherFile(work.file(f"fisher.{n}.safetensors"), [t for t in tensors if t.block == n])
+            n: SumsFile(work.file(f"sums.{n}.safetensors"), [t for t in tensors if t.block == n], measure)
             for n in blocks
         }
         self._n_sequences = n_sequences

@@ -1,0 +1,114 @@
+"""What calibration sums of each matrix, while the loss of each sequence (its mean over the tokens) is traced
+back. See also convert/sq_convert/sums.py, where the sums lie.
+
+*Fisher information*, a number a weight: (∂ loss / ∂ W)², the sum over sequences (SqueezeLLM, arXiv
+2306.07629, section 4.1 and the authors' code).
+
+*Moments*, a matrix H for the inputs of W, which all its rows share: Σ over tokens of s x xᵀ, with x the
+input, s the mean over the outputs z of (∂ loss / ∂ z)² (GuidedQuant, arXiv 2505.07004, section 3, one group a
+matrix). A row's error then costs (ŵ - w)ᵀ H (ŵ - w). H's diagonal is the Fisher information of the weights,
+token by token and averaged over the rows.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from .arch import Tensor
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is summed, in which shape, and how it is watched for."""
+
+    name: str
+    shape: Callable[[Tensor], tuple[int, int]]
+    # watch(parameters, matrices, targets): while the context lasts, what is computed in it is watched, and
+    # its backward pass adds to the targets, torch tensors of `shape` by the matrix's name
+    watch: Callable[[Mapping[str, Any], Sequence[Tensor], Mapping[str, Any]], AbstractContextManager[None]]
+
+    def n_values(self, tensor: Tensor) -> int:
+        n_rows, n_cols = self.shape(tensor)
+        return n_rows * n_cols
+
+
+@contextmanager
+def square_gradients(
+    parameters: Mapping[str, Any], matrices: Sequence[Tensor], targets: Mapping[str, Any]
+) -> Iterator[None]:
+    """While the context lasts, a backward pass adds the squares of each matrix's gradient to its target."""
+    parts_of: dict[str, list[Tensor]] = {}
+    for tensor in matrices:
+        parts_of.setdefault(tensor.in_model[0], []).append(tensor)
+    hooks = []
+    for name, parts in parts_of.items():
+
+        def add_square(parameter: Any, parts: Sequence[Tensor] = parts) -> None:
+            for tensor in parts:
+                gradient = parameter.grad[tensor.in_model[1]].float()
+                targets[tensor.name].addcmul_(gradient, gradient)
+            parameter.grad = None  # as soon as it is known
+
+        parameters[name].requires_grad_(True)
+        hooks.append(parameters[name].register_post_accumulate_grad_hook(add_square))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def sum_moments(
+    parameters: Mapping[str, Any], matrices: Sequence[Tensor], targets: Mapping[str, Any]
+) -> Iterator[None]:
+    """While the context lasts, the backward pass of what is computed in it adds to H of each matrix.
+
+    Products are recognised by the memory of their weights, so that it does not matter which module of
+    transformers computes them, nor which of several fused matrices it is.
+    """
+    from torch.nn.functional import linear
+    from torch.overrides import TorchFunctionMode
+
+    weights = {}
+    for tensor in matrices:
+        name, place = tensor.in_model
+        weight = parameters[name].data[place]
+        weights[weight.data_ptr()] = (tensor, weight.stride(0) * weight.element_size())
+    starts = sorted(weights)
+
+    class Watch(TorchFunctionMode):  # type: ignore[misc]  # torch is not followed
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if func is linear and out.requires_grad:
+                weight = args[1] if len(args) > 1 else kwargs["weight"]
+                for tensor, rows in parts(weight):
+                    watch(tensor, rows, (args[0] if args else kwargs["input"]).detach(), out)
+            return out
+
+    def parts(weight: Any) -> Iterator[tuple[Tensor, slice]]:
+        first, last = weight.data_ptr(), weight.data_ptr() + weight.numel() * weight.element_size()
+        for start in starts[bisect_left(starts, first) : bisect_left(starts, last)]:
+            tensor, row_bytes = weights[start]
+            row = (start - first) // row_bytes
+            yield tensor, slice(row, row + tensor.shape[0])
+
+    def watch(tensor: Tensor, rows: slice, inputs: Any, out: Any) -> None:
+        def add(gradient: Any) -> None:
+            x = inputs.reshape(-1, inputs.shape[-1]).float()
+            g = gradient.reshape(-1, gradient.shape[-1])[:, rows].float()
+            x = x * g.square().mean(dim=1, keepdim=True).sqrt()
+            targets[tensor.name].addmm_(x.T, x)
+
+        out.register_hook(add)
+
+    with Watch():
+        yield
+
+
+FISHER = Measure("fisher", lambda tensor: (tensor.shape[0], tensor.shape[1]), square_gradients)
+MOMENTS = Measure("moments", lambda tensor: (tensor.shape[1], tensor.shape[1]), sum_moments)

@@ -1,0 +1,113 @@
+"""Refinement against H: no step raises the objective, which is what numpy computes; small rows end well."""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sq_convert.cluster import cluster_rows
+from sq_convert.refine import DAMPING, Refined, refine_rows
+
+Floats = NDArray[np.float32]
+
+
+class Problem(NamedTuple):
+    values: Floats  # [n_rows, n_cols]
+    hessian: Floats  # [n_cols, n_cols]
+    kept: NDArray[np.bool_]
+
+    def start(self, k: int) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
+        weights = np.ascontiguousarray(np.broadcast_to(np.diag(self.hessian), self.values.shape))
+        table, indices, _ = cluster_rows(self.values, weights, self.kept, k, 1)
+        return table, indices
+
+    def refine(self, k: int, threads: int = 1) -> Refined:
+        return refine_rows(self.values, self.hessian, self.kept, *self.start(k), threads)
+
+    def objective(self, table: NDArray[np.float16], indices: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Of each row."""
+        hessian = self.hessian.astype(np.float64)
+        np.fill_diagonal(hessian, np.diag(hessian) * 1.0 + DAMPING * np.diag(hessian).mean())
+        decoded = np.take_along_axis(table.astype(np.float64), indices.astype(np.intp), axis=1)
+        error = np.where(self.kept, 0, decoded - self.values)
+        return np.asarray(np.einsum("ri,ij,rj->r", error, hessian, error))
+
+
+def problem(n_rows: int, n_cols: int, kept: float = 0.02, seed: int = 0) -> Problem:
+    """Inputs with strong correlations and very different scales, as activations have."""
+    random = np.random.default_rng(seed)
+    mix = random.standard_normal((n_cols, n_cols)) * np.exp(random.standard_normal(n_cols))
+    x = random.standard_normal((4 * n_cols, n_cols)) @ mix
+    hessian = 1e-9 * (x.T @ x) / len(x)
+    values = random.standard_t(4, (n_rows, n_cols)) * 0.02
+    return Problem(values.astype(np.float32), hessian.astype(np.float32), random.random(values.shape) < kept)
+
+
+@pytest.mark.parametrize("k", [2, 8, 16])
+@pytest.mark.parametrize(("n_rows", "n_cols"), [(1, 1), (3, 5), (9, 64), (17, 172), (8, 300)])
+def test_no_step_raises_the_objective(n_rows: int, n_cols: int, k: int) -> None:
+    p = problem(n_rows, n_cols)
+    table, indices, objective = p.refine(k)
+    assert (np.diff(objective, axis=1) <= 1e-6 * objective[:, :1]).all()
+    scale = p.objective(*p.start(k)).max() + 1e-30
+    assert objective[:, 0] == pytest.approx(p.objective(*p.start(k)), rel=1e-4, abs=1e-5 * scale)
+    assert objective[:, -1] == pytest.approx(p.objective(table, indices), rel=1e-3, abs=1e-5 * scale)
+    assert (np.diff(table.astype(np.float32), axis=1) >= 0).all()
+    assert indices.max() < k
+
+
+def test_it_beats_clustering_by_far() -> None:
+    p = problem(16, 172)
+    objective = p.refine(8).objective.sum(axis=0)
+    assert objective[-1] < 0.6 * objective[0]
+
+
+def test_the_result_does_not_depend_on_threads_or_neighbours() -> None:
+    p = problem(21, 100)
+    one = p.refine(8)
+    three = p.refine(8, threads=3)
+    assert np.array_equal(one.table, three.table)
+    assert np.array_equal(one.indices, three.indices)
+    assert np.array_equal(one.objective, three.objective)
+    for row in (0, 7, 20):
+        alone = Problem(p.values[row : row + 1], p.hessian, p.kept[row : row + 1]).refine(8)
+        assert np.array_equal(alone.table[0], one.table[row])
+        assert np.array_equal(alone.indices[0], one.indices[row])
+
+
+def test_a_kept_weight_gets_its_nearest_entry_and_costs_nothing() -> None:
+    p = problem(4, 40, kept=0.2)
+    table, indices, _ = p.refine(8)
+    gaps = np.abs(table.astype(np.float32)[:, None, :] - p.values[:, :, None])
+    assert np.array_equal(indices[p.kept], gaps.argmin(axis=2)[p.kept])
+    everything = p._replace(kept=np.ones_like(p.kept))
+    assert not everything.refine(8).objective.any()
+
+
+def test_columns_without_inputs_change_nothing() -> None:
+    p = problem(3, 30)
+    p.hessian[:, 7] = p.hessian[7, :] = 0
+    assert np.isfinite(p.refine(8).objective).all()
+    dead = p._replace(hessian=np.zeros_like(p.hessian))
+    table, indices, objective = dead.refine(8)
+    assert np.array_equal(table, dead.start(8)[0])
+    assert np.array_equal(indices, dead.start(8)[1])
+    assert not objective.any()
+
+
+def test_small_rows_end_near_the_best_of_all() -> None:
+    """Against every pair of index vectors and its best table: five weights, two entries."""
+    p = problem(24, 5, kept=0)
+    hessian = p.hessian.astype(np.float64)
+    best = np.full(24, np.inf)
+    for choice in itertools.product((0, 1), repeat=5):
+        one_hot = np.eye(2)[list(choice)]
+        table = np.linalg.pinv(one_hot.T @ hessian @ one_hot) @ one_hot.T @ hessian @ p.values.T
+        error = (one_hot @ table).T - p.values
+        best = np.minimum(best, np.einsum("ri,ij,rj->r", error, hessian, error))
+    found = p.refine(2).objective[:, -1]
+    assert (found < 1.01 * best).sum() >= 16
+    assert found.sum() < 1.5 * best.sum()
