@@ -96,7 +96,8 @@ def users(messages: list[tuple[str, str]]) -> list[str]:
 
 def test_hello_says_what_runs(chat: Open) -> None:
     hello = chat("--ctx", "300").hello
-    assert re.search(r"CPU \w+, prompts in \w+, 1 thread, context 300 tokens\. /help lists the comm", hello)
+    runs = r"CPU \w+, prompts in \w+, 1 thread, context 300 tokens\. /help lists the commands\."
+    assert re.search(runs, hello)
 
 
 def test_ways_to_leave(chat: Open) -> None:
