@@ -137,8 +137,8 @@ class Session:
                 done.set_exception(error)
 
         worker = threading.Thread(target=run, name="sqllm")
-        worker.start()
         try:
+            worker.start()
             done.result()
         except BaseException:
             interrupted.set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import signal
 import subprocess
 import sysconfig
 from collections.abc import Callable
@@ -13,6 +14,10 @@ from pathlib import Path
 import pytest
 
 DATA = Path(__file__).parent.parent / "data"
+
+# A shell without job control starts what it puts in the background with Ctrl-C ignored, and children inherit
+# that: tests of Ctrl-C would wait forever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Convert = Callable[..., Path]
 
