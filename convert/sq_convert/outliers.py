@@ -8,6 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def kept_by_inputs(
+    values: NDArray[np.float32], moments: NDArray[np.float32], outliers: float
+) -> NDArray[np.bool_]:
+    """Mask ``[n_out, n_in]`` of the ``outliers`` percent that are largest, weighed a little by their inputs'
+    ``moments`` ``[n_in]``; docs/QUALITY.md has what that gains.
+    """
+    return largest(np.abs(values) * moments**0.125, _count(values, outliers))
+
+
 def kept_weights(
     values: NDArray[np.float32], fisher: NDArray[np.float32] | None, outliers: float, sensitive: float
 ) -> NDArray[np.bool_]:

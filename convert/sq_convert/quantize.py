@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cluster import cluster_rows
-from .outliers import kept_weights
+from .outliers import kept_by_inputs, kept_weights
 from .pack import pack, row_bytes, unpack
 from .refine import refine_rows
 
@@ -37,17 +37,29 @@ def quantize_matrix(
     ``rows``, ``cols`` and ``vals`` are absent where no weight is kept.
     """
     k = 2**recipe.bits
-    kept = kept_weights(values, measured if recipe.sensitive else None, recipe.outliers, recipe.sensitive)
-    if recipe.method == "rtn":
-        table, indices = _uniform_rows(values, kept, k)
-    elif recipe.method == "guided":
+    if recipe.method == "guided":
         assert measured is not None
-        weights = np.ascontiguousarray(np.broadcast_to(np.diag(measured), values.shape))
-        table, indices, _ = cluster_rows(values, weights, kept, k, threads)
-        table, indices, _ = refine_rows(values, measured, kept, table, indices, threads)
+        kept, table, indices = _guided_rows(values, measured, recipe, threads)
     else:
-        table, indices, _ = cluster_rows(values, measured, kept, k, threads)
+        fisher = measured if recipe.sensitive else None
+        kept = kept_weights(values, fisher, recipe.outliers, recipe.sensitive)
+        if recipe.method == "rtn":
+            table, indices = _uniform_rows(values, kept, k)
+        else:
+            table, indices, _ = cluster_rows(values, measured, kept, k, threads)
     return assemble(values, kept, table, indices, recipe.bits)
+
+
+def _guided_rows(
+    values: NDArray[np.float32], hessian: NDArray[np.float32], recipe: Recipe, threads: int
+) -> tuple[NDArray[np.bool_], NDArray[np.float16], NDArray[np.uint8]]:
+    """What is kept, and the tables and indices that lower the errors of all the inputs together."""
+    moments = np.diag(hessian)
+    kept = kept_by_inputs(values, moments, recipe.outliers)
+    weights = np.ascontiguousarray(np.broadcast_to(moments, values.shape))
+    table, indices, _ = cluster_rows(values, weights, kept, 2**recipe.bits, threads)
+    table, indices, _ = refine_rows(values, hessian, kept, table, indices, threads)
+    return kept, table, indices
 
 
 def assemble(

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from sq_convert.cluster import cluster_rows
-from sq_convert.outliers import kept_weights, largest
+from sq_convert.outliers import kept_by_inputs, kept_weights, largest
 
 OFFICIAL = Path(__file__).parent.parent / "data" / "official"
 
@@ -139,3 +139,11 @@ def test_shares_are_hit_to_the_weight_ties_or_not() -> None:
     both = kept_weights(values, fisher, 1, 1)
     assert (both == (largest(np.abs(values), 64) | largest(fisher, 64))).all()
     assert not kept_weights(values, np.zeros_like(values), 0, 5).any()  # nothing is sensitive
+
+
+def test_inputs_weigh_in_what_is_kept() -> None:
+    values = np.random.default_rng(4).standard_normal((64, 100)).astype(np.float32)
+    alike = np.full(100, 3, np.float32)
+    assert (kept_by_inputs(values, alike, 1) == kept_weights(values, None, 1, 0)).all()
+    alike[10:] = 0  # nothing goes in there
+    assert kept_by_inputs(values, alike, 1)[:, :10].sum() == 64
