@@ -96,6 +96,11 @@ __attribute__((unused)) static uint64_t check_random(uint64_t *state) {
     return *state;
 }
 
+/* A number from -size to size, evenly. */
+__attribute__((unused)) static float check_random_float(uint64_t *state, float size) {
+    return size * ((float)(check_random(state) >> 40) / (1 << 23) - 1);
+}
+
 #define RUN(test)                                                                                            \
     do {                                                                                                     \
         int before = check_n_failures;                                                                       \

@@ -9,6 +9,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "check.h"
+
 typedef struct guarded {
     void *pages, *data; /* data + n_bytes is the unreadable page */
     size_t n_pages_bytes;
@@ -23,6 +25,15 @@ static guarded guard_alloc(size_t n_bytes) {
         exit(2);
     }
     g.data = (char *)g.pages + body - n_bytes;
+    return g;
+}
+
+/* n floats from -size to size; `state` as for check_random. */
+__attribute__((unused)) static guarded guard_random(uint64_t *state, size_t n, float size) {
+    guarded g = guard_alloc(n * sizeof(float));
+    for (size_t i = 0; i < n; i++) {
+        ((float *)g.data)[i] = check_random_float(state, size);
+    }
     return g;
 }
 

@@ -14,18 +14,6 @@ static const char *const type_names[SQ_N_KV_TYPES] = {"f16", "f32", "q8"};
 static const uint32_t element_bytes[SQ_N_KV_TYPES] = {2, 4, 1};
 
 /* Uniform in [-size, size]. */
-static float random_float(float size) {
-    return size * ((float)(check_random(&seed) >> 40) / (1 << 23) - 1);
-}
-
-static guarded random_floats(size_t n, float size) {
-    guarded g = guard_alloc(n * sizeof(float));
-    for (size_t i = 0; i < n; i++) {
-        ((float *)g.data)[i] = random_float(size);
-    }
-    return g;
-}
-
 /* ---- the layout, a second time ------------------------------------------------------------------ */
 
 static size_t n_scales(sq_kv_type type, uint32_t dim) {
@@ -108,7 +96,7 @@ static void check_element(const guarded *cache, sq_kv_type type, uint32_t dim, u
 static void check_store(sq_kv_type type, uint32_t dim, uint32_t position, float size) {
     uint32_t n_blocks = position / SQ_KV_BLOCK + 1;
     guarded expected = cache_create(type, dim, n_blocks), found = cache_create(type, dim, n_blocks);
-    guarded key = random_floats(dim, size), value = random_floats(dim, size);
+    guarded key = guard_random(&seed, dim, size), value = guard_random(&seed, dim, size);
     sq_kernels_scalar.kv_store[type](key.data, value.data, dim, position, expected.data);
     for (uint32_t i = 0; i < dim; i++) {
         check_element(&expected, type, dim, position, false, i, key.data);
@@ -209,7 +197,7 @@ static guarded cache_fill(sq_kv_type type, const example *x) {
     uint32_t n = x->position + x->n_tokens;
     guarded cache = cache_create(type, x->dim, (n + SQ_KV_BLOCK - 1) / SQ_KV_BLOCK);
     for (uint32_t p = 0; p < n; p++) {
-        guarded key = random_floats(x->dim, x->size), value = random_floats(x->dim, 1);
+        guarded key = guard_random(&seed, x->dim, x->size), value = guard_random(&seed, x->dim, 1);
         sq_kernels_scalar.kv_store[type](key.data, value.data, x->dim, p, cache.data);
         guard_free(key);
         guard_free(value);
@@ -220,7 +208,7 @@ static guarded cache_fill(sq_kv_type type, const example *x) {
 static void check_attend(sq_kv_type type, example x) {
     size_t width = x.n_heads * x.dim, ldq = width + 3, ldo = width + 5;
     double *expected = malloc(x.dim * sizeof *expected);
-    guarded cache = cache_fill(type, &x), q = random_floats(x.n_tokens * ldq - 3, x.size);
+    guarded cache = cache_fill(type, &x), q = guard_random(&seed, x.n_tokens * ldq - 3, x.size);
     guarded out = guard_alloc(sizeof(float) * (x.n_tokens * ldo - 5)),
             single = guard_alloc(sizeof(float) * x.dim);
     sq_attention a = {

@@ -14,22 +14,9 @@ static const uint32_t sizes[] = {1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 
 enum { N_SIZES = sizeof sizes / sizeof *sizes };
 
 /* Uniform in [-size, size]. */
-static float random_float(float size) {
-    return size * ((float)(check_random(&seed) >> 40) / (1 << 23) - 1);
-}
-
-/* n values up to an unreadable page. */
-static guarded random_floats(size_t n, float size) {
-    guarded g = guard_alloc(n * sizeof(float));
-    for (size_t i = 0; i < n; i++) {
-        ((float *)g.data)[i] = random_float(size);
-    }
-    return g;
-}
-
 /* An activation vector: n values, then zeros up to sq_pad(n). */
 static guarded activations(uint32_t n, float size) {
-    guarded g = random_floats(sq_pad(n), size);
+    guarded g = guard_random(&seed, sq_pad(n), size);
     memset((float *)g.data + n, 0, (sq_pad(n) - n) * sizeof(float));
     return g;
 }
@@ -80,8 +67,8 @@ static void test_f16(void) {
 static void test_rms_norm(void) {
     for (int i = 0; i < N_SIZES; i++) {
         uint32_t n = sizes[i];
-        guarded x = random_floats(n, 3), weight = random_floats(n, 2), y = guard_alloc(n * sizeof(float)),
-                in_place = guard_alloc(n * sizeof(float));
+        guarded x = guard_random(&seed, n, 3), weight = guard_random(&seed, n, 2),
+                y = guard_alloc(n * sizeof(float)), in_place = guard_alloc(n * sizeof(float));
         const float *xs = x.data, *ws = weight.data, *ys = y.data;
         double squares = 0;
         for (uint32_t k = 0; k < n; k++) {
@@ -107,7 +94,7 @@ static void test_rms_norm(void) {
 static void test_layer_norm(void) {
     for (int i = 0; i < N_SIZES; i++) {
         uint32_t n = sizes[i];
-        guarded x = activations(n, 3), weight = random_floats(n, 2), bias = random_floats(n, 1),
+        guarded x = activations(n, 3), weight = guard_random(&seed, n, 2), bias = guard_random(&seed, n, 1),
                 y = guard_alloc(n * sizeof(float));
         float *xs = x.data;
         const float *ws = weight.data, *bs = bias.data, *ys = y.data;
@@ -190,7 +177,7 @@ static void test_gelu_mul(void) {
 static void test_relu(void) {
     for (int i = 0; i < N_SIZES; i++) {
         uint32_t n = sizes[i];
-        guarded x = random_floats(n, 4), y = guard_alloc(n * sizeof(float));
+        guarded x = guard_random(&seed, n, 4), y = guard_alloc(n * sizeof(float));
         for (int s = 0; s < n_sets; s++) {
             memcpy(y.data, x.data, n * sizeof(float));
             sets[s]->relu(y.data, n);
@@ -214,7 +201,8 @@ static void test_softcap(void) {
         uint32_t n = sizes[i];
         for (int round = 0; round < 8; round++) {
             float cap = round % 2 ? 50 : 0.5f;
-            guarded x = random_floats(n, round < 4 ? cap / 8 : 12 * cap), y = guard_alloc(n * sizeof(float));
+            guarded x = guard_random(&seed, n, round < 4 ? cap / 8 : 12 * cap),
+                    y = guard_alloc(n * sizeof(float));
             for (int s = 0; s < n_sets; s++) {
                 memcpy(y.data, x.data, n * sizeof(float));
                 sets[s]->softcap(y.data, cap, n);
@@ -243,8 +231,8 @@ static void test_rope(void) {
     } cases[] = {{1, 2, 2}, {3, 8, 8}, {9, 64, 64}, {5, 80, 80}, {2, 128, 128}, {3, 80, 32}, {2, 20, 12}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         uint32_t n_heads = cases[i].n_heads, dim = cases[i].head_dim, half = cases[i].n_rot / 2;
-        guarded before = random_floats(n_heads * dim, 4), x = guard_alloc(4 * n_heads * dim),
-                cosines = random_floats(half, 1), sines = random_floats(half, 1);
+        guarded before = guard_random(&seed, n_heads * dim, 4), x = guard_alloc(4 * n_heads * dim),
+                cosines = guard_random(&seed, half, 1), sines = guard_random(&seed, half, 1);
         const float *c = cosines.data, *sn = sines.data;
         for (int s = 0; s < n_sets; s++) {
             memcpy(x.data, before.data, 4 * n_heads * dim);
@@ -269,7 +257,8 @@ static void test_rope(void) {
 static void test_add_and_scale(void) {
     for (int i = 0; i < N_SIZES; i++) {
         uint32_t n = sizes[i];
-        guarded x = random_floats(n, 4), y = random_floats(n, 4), sum = guard_alloc(n * sizeof(float));
+        guarded x = guard_random(&seed, n, 4), y = guard_random(&seed, n, 4),
+                sum = guard_alloc(n * sizeof(float));
         for (int s = 0; s < n_sets; s++) {
             memcpy(sum.data, y.data, n * sizeof(float));
             sets[s]->add(sum.data, x.data, n);

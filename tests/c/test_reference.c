@@ -15,14 +15,10 @@ static const size_t window_bytes = N_WINDOW * 4 + (N_WINDOW - 1 - N_FIRST) * N_V
 static char path[] = "/tmp/sq-test-reference-XXXXXX";
 static uint64_t seed = 7;
 
-static float random_logit(float size) {
-    return size * ((float)(check_random(&seed) >> 40) / (1 << 23) - 1);
-}
-
 /* Logits over `size` nats on both sides of zero. */
 static void random_logits(float *logits, float size) {
     for (int i = 0; i < N_VOCAB; i++)
-        logits[i] = random_logit(size);
+        logits[i] = check_random_float(&seed, size);
 }
 
 /* Writes the test's file; false, with the error, where that fails. */
@@ -159,7 +155,7 @@ static void test_rounding_is_harmless(void) {
         sq_token next = i % N_VOCAB, top_p = 0, top_q = 0;
         double kl = 0;
         for (int j = 0; j < N_VOCAB; j++) {
-            q[j] = p[i][j] + random_logit(0.5f);
+            q[j] = p[i][j] + check_random_float(&seed, 0.5f);
             top_p = p[i][j] > p[i][top_p] ? j : top_p;
             top_q = q[j] > q[top_q] ? j : top_q;
         }
