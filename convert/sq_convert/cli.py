@@ -46,12 +46,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConvertError as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         return _fail("Interrupted. The same command goes on where it stopped.", 130)
     except MemoryError:
         return _fail("Out of memory. --dry-run says how much a conversion needs.", 1)
     except OSError as error:
         return _fail(_os_error(error, args.out), 1)
+
+
+def command() -> int:
+    """What the shell starts: main, and once interrupted no second Ctrl-C disturbs the end of the process."""
+    status = main()
+    if status == 130:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -218,4 +225,4 @@ def _n_cores() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

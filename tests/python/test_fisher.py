@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ def test_others_than_before_are_not_resumed_with(
     with monkeypatch.context() as patch:
         patch.setattr("sq_convert.pipeline._write", lambda job: (_ for _ in ()).throw(KeyboardInterrupt))
         assert main(command) == 130
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # the caller's, as it was
     weights = load_file(gradients / "model.safetensors")
     weights[UP][0, 0] += 1
     save_file(weights, gradients / "model.safetensors")
