@@ -145,7 +145,9 @@ def build_model(checkpoint: Checkpoint, device: str) -> Any:
 
     with _gpu_memory(), no_init_weights(), torch.device(device):
         model = AutoModelForCausalLM.from_config(
-            checkpoint.config, dtype=torch.bfloat16 if device == "cuda" else torch.float32
+            checkpoint.config,
+            dtype=torch.bfloat16 if device == "cuda" else torch.float32,
+            experts_implementation="eager",  # one product an expert, as measure.py watches for
         )
     model.tie_weights()
     model.requires_grad_(False)

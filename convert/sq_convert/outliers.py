@@ -12,9 +12,10 @@ def kept_by_inputs(
     values: NDArray[np.float32], moments: NDArray[np.float32], outliers: float
 ) -> NDArray[np.bool_]:
     """Mask ``[n_out, n_in]`` of the ``outliers`` percent that are largest, weighed a little by their inputs'
-    ``moments`` ``[n_in]``; docs/QUALITY.md has what that gains.
+    ``moments`` ``[n_in]``, where there are any; docs/QUALITY.md has what that gains.
     """
-    return largest(np.abs(values) * moments**0.125, _count(values, outliers))
+    sizes = np.abs(values)
+    return largest(sizes * moments**0.125 if moments.any() else sizes, _count(values, outliers))
 
 
 def kept_weights(

@@ -21,7 +21,6 @@ from .blocks import FLOW_FILES, BlockCalibration
 from .calibrate import choose_device, choose_sequences, read_text, sum_up
 from .checkpoint import Checkpoint, check_tensors, open_checkpoint, read_rows, read_tensor, row_blocks
 from .errors import ConvertError
-from .measure import MOMENTS
 from .official import OfficialCheckpoint
 from .options import Options
 from .progress import Progress, duration, size
@@ -126,8 +125,6 @@ def _check(options: Options, progress: Progress) -> Job:
         progress.say(
             f"{name}: stored in F16, since its rows are no multiple of {writer.Q8_BLOCK} (--head-bits 8)."
         )
-    if options.measure is MOMENTS and any(tensor.parameter for tensor in tensors):
-        raise ConvertError("--method guided cannot see what goes into experts; use --method squeezellm.")
     tokenizer = read_tokenizer(checkpoint)
     progress.say(f"check: {tokenizer.verdict}")
     device, sequences, calibration, gradients = "cpu", None, "", None

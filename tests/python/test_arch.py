@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import shutil
@@ -127,8 +128,10 @@ def test_calibration(model_type: str, name: str, tokenizer: Path, tmp_path: Path
     model = create(model_type, name, tokenizer, tmp_path / "model").eval()  # without dropout
     sequences = np.random.default_rng(1).integers(0, 512, (2, 24))
     squares = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
-    seen = watch_linears(model)
+    by_linears = with_linear_experts(model)
+    seen = watch_linears(by_linears)
     for ids in torch.from_numpy(sequences[:, None]):
+        by_linears(input_ids=ids, labels=ids, use_cache=False).loss.backward()
         model.zero_grad()
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
         for parameter_name, parameter in model.named_parameters():
@@ -141,9 +144,42 @@ def test_calibration(model_type: str, name: str, tokenizer: Path, tmp_path: Path
         np.testing.assert_allclose(sums, wanted, 1e-4, 1e-6 * wanted.max())
     for tensor, sums in both_ways(checkpoint, sequences, MOMENTS, tmp_path):
         parameter_name, place = tensor.in_model
-        if not tensor.parameter:  # experts have no module of their own: the converter refuses them
-            wanted = sum(x.T @ (x * g[:, place].square().mean(1, True)) for x, g in seen[parameter_name])
-            np.testing.assert_allclose(sums, wanted, 1e-4, 1e-6 * wanted.max())
+        if tensor.parameter:
+            expert, place = place
+            parameter_name += f".{expert}.weight"
+        wanted = sum(x.T @ (x * g[:, place].square().mean(1, True)) for x, g in seen[parameter_name])
+        np.testing.assert_allclose(sums, wanted, 1e-4, 1e-6 * wanted.max())
+
+
+def with_linear_experts(model: Any) -> Any:
+    """A copy whose experts are linear modules, ``….experts.gate_up_proj.3`` and so on."""
+    import torch
+
+    class Experts(torch.nn.Module):  # type: ignore[misc]  # torch is not followed
+        def __init__(self, stacked: Any) -> None:
+            super().__init__()
+            self.act = stacked.act_fn
+            self.gate_up_proj = torch.nn.ModuleList(map(linear, stacked.gate_up_proj))
+            self.down_proj = torch.nn.ModuleList(map(linear, stacked.down_proj))
+
+        def forward(self, x: Any, chosen: Any, shares: Any) -> Any:
+            out = torch.zeros_like(x)
+            for expert, (gate_up, down) in enumerate(zip(self.gate_up_proj, self.down_proj, strict=True)):
+                token, rank = torch.where(chosen == expert)
+                gate, up = gate_up(x[token]).chunk(2, dim=-1)
+                out = out.index_add(0, token, shares[token, rank, None] * down(self.act(gate) * up))
+            return out
+
+    def linear(weight: Any) -> Any:
+        module = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        module.weight = torch.nn.Parameter(weight.detach().clone())
+        return module
+
+    model = copy.deepcopy(model)
+    for block in model.modules():
+        if hasattr(getattr(block, "experts", None), "gate_up_proj"):
+            block.experts = Experts(block.experts)
+    return model
 
 
 def watch_linears(model: Any) -> dict[str, list[Any]]:

@@ -147,3 +147,4 @@ def test_inputs_weigh_in_what_is_kept() -> None:
     assert (kept_by_inputs(values, alike, 1) == kept_weights(values, None, 1, 0)).all()
     alike[10:] = 0  # nothing goes in there
     assert kept_by_inputs(values, alike, 1)[:, :10].sum() == 64
+    assert (kept_by_inputs(values, 0 * alike, 1) == kept_weights(values, None, 1, 0)).all()
