@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,17 @@ import pytest
 from arch_variants import LLAMA3_ROPE, SIZES, long_rope, rope
 from gguf import GGMLQuantizationType as Type
 from gguf import GGUFValueType
+from hard_text import hard_strings
 from numpy.typing import NDArray
 from sq_convert.arch import Kind
 from sq_convert.checkpoint import Checkpoint, check_tensors, open_checkpoint, read_tensor
+from sq_convert.cli import main
+from sq_convert.codec import Codec
 from sq_convert.errors import ConvertError
+from sq_convert.hf_tokenizer import load_tokenizer
 from sq_convert.tokenizer import export_tokenizer
-from tokenizers_for_tests import byte_level
+from sq_convert.verify import compare
+from tokenizers_for_tests import byte_level, sentencepiece_folder
 from truth import assert_equal, reference_logits, run
 
 Arrays = dict[str, NDArray[Any]]
@@ -102,11 +107,21 @@ def llama_cpp_tensors(model: Any, model_type: str) -> Arrays:
     return tensors
 
 
+def hf_tokenizer(architecture: str, folder: Path) -> Any:
+    """A byte-level one; for Gemma, the only kind there is."""
+    if architecture.startswith("gemma"):
+        return load_tokenizer(sentencepiece_folder(folder, "gemma"))
+    return byte_level(pad_token="<|endoftext|>")
+
+
 def write(
     path: Path, architecture: str, keys: dict[str, Any], tensors: Arrays, kinds: dict[str, Type] | None = None
 ) -> Path:
     writer = gguf.GGUFWriter(path, architecture)
-    export_tokenizer(byte_level(pad_token="<|endoftext|>"), 512).write(writer)
+    tokenizer = export_tokenizer(hf_tokenizer(architecture, path.parent), 512)
+    if tokenizer.model == "llama":
+        tokenizer = replace(tokenizer, merges=[])  # which the order of the tokens tells
+    tokenizer.write(writer)
     writer.add_string("tokenizer.ggml.pre", "gpt-2")
     for key, value in keys.items():
         value_types = {str: GGUFValueType.STRING, float: GGUFValueType.FLOAT32, int: GGUFValueType.UINT32}
@@ -134,12 +149,15 @@ def common_keys(config: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.fixture(params=FAMILIES, ids="-".join)
-def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Checkpoint, Checkpoint]:
+@pytest.fixture(scope="module", params=FAMILIES, ids="-".join)
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Checkpoint, Checkpoint]:
     """The same random model as a Hugging Face folder and as a GGUF file."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    tmp_path = tmp_path_factory.mktemp("gguf")
     model_type, _ = request.param
     changes, keys = FAMILIES[request.param]
     torch.manual_seed(1)
@@ -176,20 +194,27 @@ def test_families(pair: tuple[Checkpoint, Checkpoint]) -> None:
         assert (read_tensor(file, tensor) == read_tensor(folder, tensor)).all(), tensor.name
 
 
-@pytest.mark.parametrize("pair", [("qwen3_moe", "plain"), ("phi3", "partial")], ids="-".join, indirect=True)
-def test_logits(pair: tuple[Checkpoint, Checkpoint], sq_convert: str, tmp_path: Path) -> None:
-    """The whole way, by the command; the logits are those of the decoded weights."""
+def test_logits(pair: tuple[Checkpoint, Checkpoint], tmp_path: Path) -> None:
+    """The whole way; the logits are those of the decoded weights."""
     path, folder = tmp_path / "m.sq.gguf", tmp_path / "decoded"
-    for command in (
-        [str(pair[1].path), "-o", str(path), "--method", "kmeans", "--outliers", "1"],
-        [str(path), "-o", str(folder), "--dequantize"],
-    ):
-        done = subprocess.run([sq_convert, *command], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    assert main([str(pair[1].path), "-o", str(path), "--method", "kmeans", "--outliers", "1"]) == 0
+    assert main([str(path), "-o", str(folder), "--dequantize"]) == 0
     ids = np.random.default_rng(1).integers(0, 512, 60).tolist()
     reference = reference_logits(folder, ids)
     for pieces in ([60], [40, 1, 19], [1] * 60):
         assert_equal(reference, run(path, ids, pieces, "auto"))
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "gemma3"])
+def test_gemma_tokenizer(architecture: str, tmp_path: Path) -> None:
+    """Read from the file, which has no merges, it gives the folder's tokens."""
+    keys = LLAMA_KEYS | {"attention.sliding_window": 16}
+    embedding: Arrays = {"token_embd.weight": np.ones((512, 256), np.float32)}
+    path = write(tmp_path / "m.gguf", architecture, keys, embedding)
+    data = export_tokenizer(open_checkpoint(path).tokenizer(), 512)
+    hf = load_tokenizer(tmp_path)  # where write() has put it
+    with Codec(data.write) as codec:
+        assert compare(hf, data, codec, hard_strings()) > 10_000
 
 
 # ---- types of tensors ---------------------------------------------------------------------------
