@@ -96,12 +96,14 @@ class GgufCheckpoint:
             ) from error
 
     def tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
+        from transformers import TOKENIZER_MAPPING, PreTrainedTokenizerFast
 
         from .tokenizer import repair_gguf_tokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(
+            # Not AutoTokenizer, which wants to read the configuration too, and knows fewer architectures.
+            kind = TOKENIZER_MAPPING.get(type(self.config), PreTrainedTokenizerFast)
+            tokenizer = kind.from_pretrained(
                 self.path.parent, gguf_file=self.path.name, local_files_only=True
             )
         except Exception as error:

@@ -108,8 +108,9 @@ def llama_cpp_tensors(model: Any, model_type: str) -> Arrays:
 
 
 def hf_tokenizer(architecture: str, folder: Path) -> Any:
-    """A byte-level one; for Gemma, the only kind there is."""
+    """A byte-level one; for Gemma its kind, out of a new folder of its own."""
     if architecture.startswith("gemma"):
+        folder.mkdir()
         return load_tokenizer(sentencepiece_folder(folder, "gemma"))
     return byte_level(pad_token="<|endoftext|>")
 
@@ -118,7 +119,7 @@ def write(
     path: Path, architecture: str, keys: dict[str, Any], tensors: Arrays, kinds: dict[str, Type] | None = None
 ) -> Path:
     writer = gguf.GGUFWriter(path, architecture)
-    tokenizer = export_tokenizer(hf_tokenizer(architecture, path.parent), 512)
+    tokenizer = export_tokenizer(hf_tokenizer(architecture, path.parent / "tokenizer"), 512)
     if tokenizer.model == "llama":
         tokenizer = replace(tokenizer, merges=[])  # which the order of the tokens tells
     tokenizer.write(writer)
@@ -212,7 +213,7 @@ def test_gemma_tokenizer(architecture: str, tmp_path: Path) -> None:
     embedding: Arrays = {"token_embd.weight": np.ones((512, 256), np.float32)}
     path = write(tmp_path / "m.gguf", architecture, keys, embedding)
     data = export_tokenizer(open_checkpoint(path).tokenizer(), 512)
-    hf = load_tokenizer(tmp_path)  # where write() has put it
+    hf = load_tokenizer(tmp_path / "tokenizer")  # where write() has put it
     with Codec(data.write) as codec:
         assert compare(hf, data, codec, hard_strings()) > 10_000
 
