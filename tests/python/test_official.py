@@ -13,10 +13,13 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from arch_variants import SIZES, VARIANTS
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from sq_convert.cli import main
+from tokenizers_for_tests import byte_level
+from transformers import AutoConfig, AutoModelForCausalLM
 from truth import assert_equal, cpus, reference_logits, run
 
 OFFICIAL = Path(__file__).parent.parent / "data" / "official"
@@ -150,6 +153,63 @@ def test_everything_in_one_folder(folder: Path, tmp_path: Path) -> None:
     shutil.copy(packed("w4-s0"), model / "sq.pt")
     (model / "quant_config.json").write_text('{"wbits": 4}')
     assert main([str(model / "sq.pt"), "-o", str(tmp_path / "m.sq.gguf")]) == 0
+
+
+# ---- another family -----------------------------------------------------------------------------
+
+
+def random_matrix(
+    shape: tuple[int, int], bits: int, rng: np.random.Generator
+) -> tuple[Entries, NDArray[np.float32]]:
+    """A matrix in the original's layout, one weight in 25 with something added to it, and what it means."""
+    n_out, n_in = shape
+    codes = rng.integers(0, 2**bits, (n_in, n_out))
+    stream = (codes[:, None] >> np.arange(bits)[:, None] & 1).reshape(-1, 32, n_out)  # low bits first
+    words = (stream << np.arange(32)[:, None]).sum(axis=1).astype(np.uint32).view(np.int32)
+    table = rng.normal(0, 0.2, (n_out, 2**bits)).astype(np.float32)
+    row, column = np.nonzero(rng.random(shape) < 0.04)
+    added = rng.normal(0, 0.5, len(row)).astype(np.float32)
+    values = np.take_along_axis(table, codes.T, axis=1)
+    values[row, column] += added
+    rows = np.searchsorted(row, np.arange(n_out + 1)).astype(np.int32)
+    arrays = {"qweight": words, "lookup_table": table, "rows": rows, "cols": column, "vals": added}
+    return {part: torch.from_numpy(array) for part, array in arrays.items()}, values
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("name", ["plain", "350m"])
+def test_opt(name: str, bits: int, tmp_path: Path) -> None:
+    """Biases, learned positions and, of 350m, the projections, which stay as they are."""
+    sizes = {"hidden_size": 96, "ffn_dim": 160}  # the layout wants multiples of 32
+    torch.manual_seed(1)
+    config = AutoConfig.for_model("opt", **{**SIZES, **VARIANTS["opt", name], **sizes})
+    model = AutoModelForCausalLM.from_config(config)
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name.endswith(("norm.weight", ".bias")):
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    expected: dict[str, NDArray[np.float32]] = {}
+    entries: Entries = {}
+    rng = np.random.default_rng(1)
+    for source, values in model.half().state_dict().items():
+        if ".layers." in source and values.dim() == 2:
+            parts, expected[source] = random_matrix(tuple(values.shape), bits, rng)
+            entries |= {f"{source.removesuffix('.weight')}.{part}": array for part, array in parts.items()}
+        else:
+            entries[source], expected[source] = values, values.float().numpy()
+    torch.save(entries, tmp_path / "sq.pt")
+    folder = tmp_path / "folder"
+    config.save_pretrained(folder)
+    byte_level().save_pretrained(folder)
+    convert(tmp_path / "sq.pt", folder, tmp_path / "m.sq.gguf")
+    assert main([str(tmp_path / "m.sq.gguf"), "-o", str(tmp_path / "hf"), "--dequantize"]) == 0
+    decoded = load_file(tmp_path / "hf" / "model.safetensors")
+    for source, weights in expected.items():
+        if "embed_" not in source and "lm_head" not in source:  # 8 bits wide, or without unused rows
+            assert decoded[source] == pytest.approx(weights, abs=2e-3), source
+    ids = rng.integers(0, 512, 60).tolist()
+    reference = reference_logits(tmp_path / "hf", ids)
+    for pieces in ([60], [40, 1, 19], [1] * 60):
+        assert_equal(reference, run(tmp_path / "m.sq.gguf", ids, pieces, "auto"))
 
 
 # ---- refusals -------------------------------------------------------------------------------------
