@@ -20,7 +20,7 @@ from .progress import Progress
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 _CALIBRATING = ("calibration", "samples", "seq_len", "seed", "device")
-_QUANTIZING = ("bits", "outliers", "sensitive", "method", "fisher", *_CALIBRATING)
+_QUANTIZING = ("bits", "outliers", "sensitive", "method", "fisher", "tune", *_CALIBRATING)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,6 +95,13 @@ def _parser() -> argparse.ArgumentParser:
         help="guided fits errors together; kmeans and rtn need no calibration (squeezellm)",
     )
     add(
+        "--tune",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="then tune tables and norms to say what the original says; holds the model twice (0)",
+    )
+    add(
         "--calibration",
         type=Path,
         metavar="FILE",
@@ -129,6 +136,7 @@ def _options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Optio
         ("seq_len", 2, 1 << 31),
         ("threads", 1, 1024),
         ("seed", 0, 1 << 64),
+        ("tune", 0, 1 << 31),
     ):
         if not low <= getattr(args, name) < high:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected {low} or more.")
@@ -164,16 +172,21 @@ def _options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Optio
         head_bits=args.head_bits or (8 if quantizes else 16),
         config=args.config,
         fisher=args.fisher,
+        tune=args.tune,
     )
     if options.config and not options.packed:
         raise UsageError("--config belongs to a packed checkpoint (sq-*.pt); other models have their own.")
     if options.fisher and not (options.measure is FISHER or options.packed):
         raise UsageError("--fisher needs --method squeezellm and 3 or 4 bits; nothing else looks at it.")
+    if options.tune and not quantizes:
+        raise UsageError("--tune needs 3 or 4 bits: 16 have no tables to tune.")
+    if options.tune and options.samples < 2:
+        raise UsageError("--tune needs two --samples or more, since it holds some out to judge by.")
     refused: tuple[str, ...] = ()
     reason = ""
     if options.packed:
         refused, reason = _QUANTIZING, f"{args.model.name} is quantized already; it stays as it is."
-    elif options.fisher:
+    elif options.fisher and not options.tune:
         refused, reason = _CALIBRATING, "--fisher takes the place of calibration."
     for name in refused:
         if getattr(args, name) != parser.get_default(name):

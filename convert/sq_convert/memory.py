@@ -10,9 +10,11 @@ from pathlib import Path
 
 from .arch import Kind, Tensor
 from .checkpoint import Checkpoint
+from .errors import ConvertError
 from .gguf_file import GgufCheckpoint
 from .measure import FISHER, MOMENTS
 from .options import Options
+from .progress import size
 from .quantize import part_bytes
 
 _LIBRARIES = 345_000_000  # Python with torch, transformers and what they bring
@@ -22,6 +24,8 @@ _GGUF_TOKEN = 5_200  # while the gguf package reads a vocabulary
 _ROWS = 50_000_000  # the rows that are read and converted at a time, file buffers
 _REFINED = 18  # a weight of a matrix being refined: itself and its first weights, in two orders
 _MOMENT = 40  # an element of H: in two orders, damped, its factor in f64 and f32
+_ENTRY = 28  # a table's entry being tuned: where it was and is, gradient, Adam's means
+_LOGITS = 6  # arrays of logits: of both models, their logarithms of probabilities, gradients
 _PACKED = 18  # a weight of a packed matrix: indices, decoded values, what is added, their sum
 
 
@@ -33,6 +37,8 @@ def peak_bytes(options: Options, checkpoint: Checkpoint, tensors: Sequence[Tenso
         stages.append(_quantize_bytes(options, tensors))
     if options.calibrates:
         stages.append(_CALIBRATION + calibration_bytes(options, checkpoint, tensors, in_blocks, 4))
+    if options.tune:
+        stages.append(_CALIBRATION + tuning_bytes(options, checkpoint, tensors))
     peak = _LIBRARIES + _TOKEN * n_vocab + max(stages)
     if isinstance(checkpoint, GgufCheckpoint):
         peak = max(peak, _LIBRARIES + _GGUF_TOKEN * n_vocab)
@@ -57,12 +63,7 @@ def calibration_bytes(
     sizes = _sizes(checkpoint)
     largest = max(_parameter_weights(tensors).values()) if options.measure is FISHER else 0
     n_rest = sum(tensor.n_weights for tensor in tensors if tensor.block is None)
-    n_ff = max(
-        sizes["feed_forward_length"],
-        sizes.get("expert_used_count", 0) * sizes.get("expert_feed_forward_length", 0),
-    )
-    # What a backward pass needs of a block and token: inputs of its matrices and norms, attention's parts.
-    kept = options.seq_len * (14 * sizes["embedding_length"] + 5 * n_ff)
+    kept = _activations(options, checkpoint)
     logits = 4 * options.seq_len * sizes["vocab_size"]  # themselves, shifted, their softmax, their gradient
     if not in_blocks:
         n_weights = sum(tensor.n_weights for tensor in tensors)
@@ -74,6 +75,32 @@ def calibration_bytes(
     return max(
         weight_bytes * of_head, weight_bytes * (n_block + 2 * largest + kept) + 4 * n_sums(options, block)
     )
+
+
+def tuning_bytes(options: Options, checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> int:
+    """What tuning holds at once: both models, indices, tables, one gradient, activations; all in f32."""
+    sizes = _sizes(checkpoint)
+    n_weights = sum(tensor.n_weights for tensor in tensors)
+    matrices = [tensor for tensor in tensors if tensor.kind is Kind.MATRIX]
+    n_quantized = sum(tensor.n_weights for tensor in matrices)
+    n_entries = sum(tensor.shape[0] << options.bits for tensor in matrices)
+    largest = max(_parameter_weights(tensors).values())
+    logits = _LOGITS * options.seq_len * sizes["vocab_size"]
+    kept = _activations(options, checkpoint) * sizes["block_count"]
+    return 4 * (n_weights + n_quantized + kept + logits) + n_quantized + _ENTRY * n_entries + 16 * largest
+
+
+def check_tuning(options: Options, checkpoint: Checkpoint, tensors: Sequence[Tensor], device: str) -> None:
+    """Raises ConvertError where tuning does not fit into the memory that is free now."""
+    needed = tuning_bytes(options, checkpoint, tensors)
+    if device == "cpu":
+        needed = peak_bytes(options, checkpoint, tensors, in_blocks=True)
+    free = available_bytes(device)
+    if needed > free:
+        raise ConvertError(
+            f"--tune {options.tune} holds the original and the quantized model at once: "
+            f"about {size(needed)} needed, {size(free)} free. Free some memory, or convert without --tune."
+        )
 
 
 def n_sums(options: Options, tensors: Sequence[Tensor]) -> int:
@@ -116,6 +143,16 @@ def _quantize_bytes(options: Options, tensors: Sequence[Tensor]) -> int:
     if options.measure is MOMENTS:
         held = max(_REFINED * t.n_weights + _MOMENT * t.shape[1] ** 2 for t in matrices)
     return round(held) + done
+
+
+def _activations(options: Options, checkpoint: Checkpoint) -> int:
+    """What a backward pass needs of a block: inputs of its matrices and norms, attention's parts."""
+    sizes = _sizes(checkpoint)
+    n_ff = max(
+        sizes["feed_forward_length"],
+        sizes.get("expert_used_count", 0) * sizes.get("expert_feed_forward_length", 0),
+    )
+    return options.seq_len * (14 * sizes["embedding_length"] + 5 * n_ff)
 
 
 def _largest_block(tensors: Sequence[Tensor]) -> int:

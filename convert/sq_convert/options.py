@@ -31,6 +31,7 @@ class Options:
     device: str = "auto"
     threads: int = 1
     head_bits: int = 8
+    tune: int = 0  # steps
 
     @property
     def quantizes(self) -> bool:
@@ -49,3 +50,8 @@ class Options:
     @property
     def calibrates(self) -> bool:
         return self.measure is not None and self.fisher is None
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the calibration text is used."""
+        return self.calibrates or self.tune > 0

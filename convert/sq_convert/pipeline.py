@@ -27,9 +27,15 @@ from .progress import Progress, duration, size
 from .quantize import PARTS, Recipe, quantize_matrix
 from .sources import TokenizerSource, read_tokenizer
 from .sums import GradientFolder, Sums, SumsFile, SumsFiles
+from .tune import tune
 from .workfolder import WorkFolder, hash_file, write_atomically
 
-STAGE_FILES = {"calibrate": [*SumsFiles.PATTERNS, FLOW_FILES], "quantize": ["blk.*.safetensors"]}
+TUNED_FILE = "tuned.safetensors"
+STAGE_FILES = {
+    "calibrate": [*SumsFiles.PATTERNS, FLOW_FILES],
+    "quantize": ["blk.*.safetensors"],
+    "tune": [TUNED_FILE],
+}
 METHOD_COSTS = {
     "kmeans": "kmeans needs no calibration, but does not know which weights matter: without kept weights, "
     "SmolLM2-135M strays by a KL divergence of 1.01 at 4 bits and 3.99 at 3 bits; squeezellm by 0.41 "
@@ -50,7 +56,7 @@ class Job:
     tokenizer: TokenizerSource
     work: WorkFolder
     device: str
-    sequences: NDArray[np.int64] | None  # [samples, seq_len], where the method calibrates
+    sequences: NDArray[np.int64] | None  # [samples, seq_len], where the text is used
     calibration: str  # squeezellm.calibration
     gradients: GradientFolder | None  # with --fisher
     in_blocks: bool  # whether calibration runs block by block
@@ -86,6 +92,8 @@ def convert(options: Options, progress: Progress) -> None:
             _calibrate(job)
         if options.quantizes:
             _quantize(job)
+        if options.tune:
+            _tune(job)
         _write(job)
     job.work.remove()
     progress.say(_summary(job, time.monotonic() - start))
@@ -96,7 +104,7 @@ def dry_run(options: Options, progress: Progress) -> None:
     checkpoint, options = _open(options)
     has_weights = bool(checkpoint.shapes())
     tensors = check_tensors(checkpoint) if has_weights else checkpoint.family.tensors(checkpoint.config)
-    device = choose_device(options.device) if options.calibrates else "cpu"
+    device = choose_device(options.device) if options.reads_text else "cpu"
     for line in plan.describe(options, checkpoint, tensors, device):
         print(line)
     if not has_weights:
@@ -133,9 +141,12 @@ def _check(options: Options, progress: Progress) -> Job:
     if options.fisher:
         gradients = GradientFolder(options.fisher, tensors)
         calibration = f"gradient checkpoint {gradients.path.resolve().name}"
-    if options.calibrates:
+    if options.reads_text:
         device = choose_device(options.device)
-        sequences, calibration = _calibration(options, checkpoint, tokenizer)
+        sequences, text = _calibration(options, checkpoint, tokenizer)
+        calibration = f"{calibration}; tuned on {text}" if calibration else text
+    if options.tune:
+        memory.check_tuning(options, checkpoint, tensors, device)
     return Job(
         options,
         progress,
@@ -199,10 +210,11 @@ def _descriptions(job: Job) -> dict[str, dict[str, Any]]:
         "outliers": options.outliers,
         "sensitive": options.sensitive,
     }
-    return {"calibrate": calibrate, "quantize": quantize}
+    tuning = {**quantize, "steps": options.tune, "seed": options.seed, "torch": metadata.version("torch")}
+    return {"calibrate": calibrate, "quantize": quantize, "tune": tuning}
 
 
-# ---- calibrate and quantize -----------------------------------------------------------------------------
+# ---- calibrate, quantize and tune --------------------------------------------------------------------------
 
 
 def _calibrate(job: Job) -> None:
@@ -266,13 +278,56 @@ def _quantize_matrix(job: Job, tensor: Tensor, recipe: Recipe) -> dict[str, NDAr
     return quantize_matrix(read_tensor(job.checkpoint, tensor), measured, recipe, job.options.threads)
 
 
+def _tune(job: Job) -> None:
+    from safetensors.numpy import save_file
+
+    options, path = job.options, job.work.file(TUNED_FILE)
+    if path.is_file():
+        job.progress.say("tune: done already.")
+        return
+    assert job.sequences is not None
+    with job.progress.stage("tune", options.tune, "steps") as step:
+        found = tune(
+            job.checkpoint,
+            job.tensors,
+            functools.partial(_read_parts, job),
+            options.bits,
+            job.sequences,
+            options.tune,
+            options.seed,
+            job.device,
+            options.threads,
+            step.advance,
+        )
+    kept = f"{found.end:.4f} after step {found.step}, which is kept" if found.step else "no step is better"
+    job.progress.say(f"tune: KL divergence on held-out text {found.start:.4f} at first; {kept}.")
+    write_atomically(path, functools.partial(save_file, found.values))
+
+
+def _read_parts(job: Job, tensor: Tensor) -> dict[str, NDArray[Any]]:
+    """What quantization has made of a matrix."""
+    from safetensors import safe_open
+
+    assert tensor.block is not None
+    with safe_open(job.block_file(tensor.block), framework="numpy") as file:
+        present = set(file.keys())
+        names = {part: f"{tensor.name}.{part}" for part in PARTS}
+        return {part: file.get_tensor(name) for part, name in names.items() if name in present}
+
+
 # ---- write -----------------------------------------------------------------------------
 
 
 def _write(job: Job) -> None:
+    from safetensors.numpy import load_file
+
     entries = [entry for tensor in job.tensors for entry in _entries(job, tensor)]
     for name, values in job.checkpoint.family.vectors(job.checkpoint.config).items():
         entries.append(writer.f32_entry(name, values.shape, functools.partial(list, [values])))
+    tuned = load_file(job.work.file(TUNED_FILE)) if job.options.tune else {}
+    for i, entry in enumerate(entries):
+        if entry.name in tuned:
+            entries[i] = replace(entry, load=functools.partial(list, [tuned[entry.name]]))
     with job.progress.stage("write", writer.file_bytes(entries), "bytes") as step:
         writer.write_file(
             job.options.out,
@@ -336,6 +391,8 @@ def _add_keys(job: Job, file: gguf.GGUFWriter) -> None:
     file.add_float32("squeezellm.sensitive", options.sensitive)
     writer.add_text(file, "squeezellm.calibration", job.calibration)
     file.add_uint64("squeezellm.seed", options.seed)
+    if options.tune:
+        file.add_uint32("squeezellm.tune", options.tune)
     if options.quantizes:
         file.add_array("squeezellm.matrix.names", [tensor.name for tensor in job.matrices])
         writer.add_u32_array(file, "squeezellm.matrix.bits", [options.bits] * len(job.matrices))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import memory
+from . import memory, tune
 from .arch import Kind, Tensor
 from .checkpoint import Checkpoint
 from .errors import ConvertError
@@ -79,7 +79,8 @@ def quantization(options: Options) -> str:
     kept = f"{options.outliers:g} % outliers"
     if options.sensitive:
         kept += f" and {options.sensitive:g} % sensitive weights"
-    return f"{options.bits} bits by {options.method}, {kept} kept"
+    tuned = f", tuned for {options.tune} steps" if options.tune else ""
+    return f"{options.bits} bits by {options.method}, {kept} kept{tuned}"
 
 
 def describe(options: Options, checkpoint: Checkpoint, tensors: Sequence[Tensor], device: str) -> list[str]:
@@ -87,7 +88,8 @@ def describe(options: Options, checkpoint: Checkpoint, tensors: Sequence[Tensor]
     matrices = [tensor for tensor in tensors if tensor.kind is Kind.MATRIX]
     n_matrix = sum(tensor.n_weights for tensor in matrices)
     n_all = sum(tensor.n_weights for tensor in tensors)
-    stages = ["check"] + ["calibrate"] * options.calibrates + ["quantize"] * options.quantizes + ["write"]
+    stages = ["check"] + ["calibrate"] * options.calibrates + ["quantize"] * options.quantizes
+    stages += ["tune"] * (options.tune > 0) + ["write"]
     lines = [
         f"model    {checkpoint.name}: {checkpoint.family.gguf_name}, {n_all / 1e6:.1f} M weights, "
         f"{n_matrix / 1e6:.1f} M of them in {len(matrices)} matrices",
@@ -105,6 +107,11 @@ def describe(options: Options, checkpoint: Checkpoint, tensors: Sequence[Tensor]
     if in_blocks:
         whole = memory.peak_bytes(options, checkpoint, tensors, in_blocks=False)
         lines.append(f"         calibration block by block; with {size(whole)} free it would be quicker")
+    if options.tune:
+        held = memory.tuning_bytes(options, checkpoint, tensors)
+        lines.append(
+            f"         {size(held)} of it for tuning, which holds the original and the quantized model"
+        )
     n_flow = memory.flow_bytes(options, checkpoint) if in_blocks else 0
     lines.append(f"time     about {duration(_seconds(options, n_all, n_matrix, device, n_flow))}")
     return lines
@@ -124,6 +131,11 @@ def _seconds(options: Options, n_all: int, n_matrix: int, device: str, n_flow: i
         n_operations = (16 if n_flow else 12) * n_all * options.samples * options.seq_len
         seconds += n_operations / _operations_per_second(device, options.threads)
         seconds += (2 * 2 * n_all + 3 * n_flow) / DISK_BYTES_PER_SECOND if n_flow else 0
+    if options.tune:
+        # Forward by both models, backward by one; what is no product costs as much again, as above.
+        n_judged = (tune.N_JUDGED + 1) * -(-options.samples // tune.HELD_OUT)
+        n_operations = (16 * tune.BATCH * options.tune + 8 * n_judged) * n_all * options.seq_len
+        seconds += n_operations / _operations_per_second(device, options.threads)
     return seconds
 
 

@@ -82,11 +82,20 @@ def decode_matrix(parts: Mapping[str, NDArray[Any]], n_in: int, bits: int) -> ND
     values: NDArray[np.float32] = np.take_along_axis(
         parts["lut"].astype(np.float32), indices.astype(np.intp), axis=1
     )
-    if "rows" in parts:
-        row = np.repeat(np.arange(len(values)), np.diff(parts["rows"]))
-        column = parts["cols"].view(np.uint16) if parts["cols"].dtype == np.int16 else parts["cols"]
-        values[row, column] += parts["vals"].astype(np.float32)
+    row, column, differences = sparse_values(parts)
+    values[row, column] += differences
     return values
+
+
+def sparse_values(
+    parts: Mapping[str, NDArray[Any]],
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    """Rows and columns of the kept weights, and what each has more than its table entry."""
+    if "rows" not in parts:
+        return np.zeros(0, np.intp), np.zeros(0, np.intp), np.zeros(0, np.float32)
+    row = np.repeat(np.arange(len(parts["rows"]) - 1), np.diff(parts["rows"]))
+    column = parts["cols"].view(np.uint16) if parts["cols"].dtype == np.int16 else parts["cols"]
+    return row, column.astype(np.intp), parts["vals"].astype(np.float32)
 
 
 def part_bytes(shape: tuple[int, ...], bits: int, n_sparse: int) -> int:
