@@ -24,7 +24,8 @@ def load_tokenizer(folder: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever a strange file leads to
         raise ConvertError(
-            f"{folder}: transformers reads no tokenizer from it: {first_line(error)}"
+            f"{folder}: transformers reads no tokenizer from it ({first_line(error)}). Put a sound "
+            "tokenizer.json, tokenizer.model, or vocab.json with merges.txt there."
         ) from error
     if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
         _repair_sentencepiece(tokenizer, folder / "tokenizer.model", config)
