@@ -3,8 +3,8 @@
  * the CPU runs the layers before. With first_layer 0 the plugin embeds the tokens too.
  *
  * A plugin is a shared library that exports one function, sq_device_api_get. It reads the structs of these
- * headers and calls no function of libsq, so it is built of the same sources and checked by SQ_DEVICE_VERSION.
- * C and C++ compile this header. */
+ * headers and calls no function of libsq, so it is built of the same sources and checked by
+ * SQ_DEVICE_VERSION. C and C++ compile this header. */
 #ifndef SQ_DEVICE_H
 #define SQ_DEVICE_H
 
@@ -46,7 +46,8 @@ typedef struct sq_device_api {
     /* The device that open would use. SQ_ERROR_UNSUPPORTED and a sentence where there is none, or where
      * its driver is too old. */
     sq_status (*find)(sq_device_info *info, sq_error *error);
-    /* Whether the plugin has all that layers [first_layer, n_layers) of the model need; a sentence why not. */
+    /* Whether the plugin has all that layers [first_layer, n_layers) of the model need; a sentence why not.
+     */
     sq_status (*check)(const sq_model *model, uint32_t first_layer, sq_error *error);
     /* Device memory of open, and of session_create. */
     uint64_t (*model_bytes)(const sq_model *model, uint32_t first_layer);
