@@ -8,11 +8,11 @@
 #ifndef SQ_DEVICE_H
 #define SQ_DEVICE_H
 
-#include "model.h"
-
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+#include "model.h"
 
 /* Changes with every change of this header, or of a struct of model.h, tensor.h or kernels.h. */
 enum { SQ_DEVICE_VERSION = 1 };

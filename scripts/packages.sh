@@ -20,6 +20,7 @@ missing() {
         "$python" -c 'import sys; print(f"python{sys.version_info[0]}.{sys.version_info[1]}-venv")'
     fi
     [ "$needs" = test ] || return 0
+    command -v c++ >/dev/null || echo g++
     command -v aarch64-linux-gnu-gcc >/dev/null || echo gcc-aarch64-linux-gnu
     [ -e /usr/aarch64-linux-gnu/include/stdio.h ] || echo libc6-dev-arm64-cross
     command -v qemu-aarch64 >/dev/null || echo qemu-user

@@ -9,7 +9,7 @@ say() { printf '\n== %s\n' "$*"; }
 c_tests() {
     local build=build/$1
     shift
-    cmake -S . -B "$build" -G Ninja -DSQ_TESTS=ON -DSQ_TOOLS=OFF "$@" >"$build.log"
+    cmake -S . -B "$build" -G Ninja -DSQ_TESTS=ON -DSQ_TOOLS=OFF -DSQ_CUDA=OFF "$@" >"$build.log"
     cmake --build "$build" >>"$build.log" || { tail -n 60 "$build.log" && exit 1; }
     ctest --test-dir "$build" --output-on-failure --parallel 2
 }

@@ -1,0 +1,208 @@
+/* The forward pass of models/decoder.c as launches: five a layer, where its norms are of the usual kind. */
+#include "session.h"
+
+/* Tokens [first, …) of an operand. */
+static gpu_operand operand_at(gpu_operand o, uint32_t first) {
+    o.data += (size_t)2 * first * o.stride;
+    return o;
+}
+
+static void product_run(gpu_launch *l, const gpu_product *p) {
+    gpu_product part = *p;
+    for (uint32_t first = 0; first < p->n_tokens; first += GPU_FEW_TOKENS) {
+        part.n_tokens = min(p->n_tokens - first, (uint32_t)GPU_FEW_TOKENS);
+        part.in = operand_at(p->in, first);
+        part.next = p->next.data ? operand_at(p->next, first) : p->next;
+        part.out = p->out ? p->out + (size_t)first * p->out_stride : nullptr;
+        part.in_squares.sums =
+            p->in_squares.sums ? p->in_squares.sums + (size_t)first * p->in_squares.stride : nullptr;
+        part.next_squares = p->next_squares ? p->next_squares + (size_t)first * p->w.n_tiles : nullptr;
+        gpu_gemv(l, &part, {});
+    }
+}
+
+static gpu_product product_of(const gpu_matrix *w, gpu_operand in, const gpu_squares *squares,
+                              uint32_t n_tokens, gpu_use use) {
+    gpu_product p = {};
+    p.w = *w;
+    p.in = in;
+    if (squares)
+        p.in_squares = *squares;
+    p.n_tokens = n_tokens;
+    p.use = use;
+    return p;
+}
+
+/* out = W in + bias */
+static void store(gpu_launch *l, const gpu_matrix *w, gpu_operand in, const gpu_squares *squares,
+                  uint32_t n_tokens, float *out, uint32_t out_stride, float cap) {
+    gpu_product p = product_of(w, in, squares, n_tokens, GPU_STORE);
+    p.out = out;
+    p.out_stride = out_stride;
+    p.cap = cap;
+    product_run(l, &p);
+}
+
+/* x = after(x + out(W in)), normed = before(x). Where only `before` is there, and is the usual norm, all in
+ * one launch, but for the division by the root mean square: the next matrices do that. */
+static void add(sq_device_session *s, gpu_launch *l, const gpu_matrix *w, gpu_operand in, uint32_t n_tokens,
+                gpu_norm out, gpu_norm after, gpu_norm before, gpu_squares *squares) {
+    const sq_hparams *h = &s->device->model->hparams;
+    if (!out.weight && !after.weight && before.weight && !before.bias) {
+        gpu_product p = product_of(w, in, nullptr, n_tokens, GPU_ADD);
+        p.out = s->x;
+        p.out_stride = s->x_stride;
+        p.next = s->normed;
+        p.next_weight = before.weight;
+        p.next_squares = s->squares;
+        product_run(l, &p);
+        *squares = {s->squares, w->n_tiles, w->n_tiles, h->n_embd, h->norm_eps};
+        return;
+    }
+    store(l, w, in, nullptr, n_tokens, s->h, s->x_stride, 0);
+    gpu_residual r = {s->x, s->x_stride, h->n_embd, s->h, out, after, before, s->normed, h->norm_eps};
+    gpu_add_residual(l, &r, n_tokens);
+    *squares = {};
+}
+
+static void layer_attend(sq_device_session *s, gpu_launch *l, uint32_t index, const gpu_squares *squares,
+                         uint32_t n_tokens) {
+    const sq_device *d = s->device;
+    const sq_hparams *h = &d->model->hparams;
+    const gpu_layer *layer = &d->layers[index];
+    const sq_layer *described = &d->model->layers[index];
+    uint32_t at = 0;
+    for (uint32_t i = 0; i < layer->n_qkv; i++) {
+        store(l, &layer->qkv[i], s->normed, squares, n_tokens, s->qkv + at, s->qkv_stride, 0);
+        at += gpu_rows(&layer->qkv[i]);
+    }
+    gpu_attention a = {};
+    a.step = s->step;
+    a.qkv = s->qkv;
+    a.stride = s->qkv_stride;
+    a.k_at = gpu_padded(h->n_heads * h->head_dim);
+    a.v_at = a.k_at + gpu_padded(h->n_kv_heads * h->head_dim);
+    a.keys = s->cache + (index - d->first_layer) * 2 * s->cache_layer;
+    a.values = a.keys + s->cache_layer;
+    a.n_ctx = s->n_ctx;
+    a.pitch = s->pitch;
+    a.n_heads = h->n_heads;
+    a.n_kv_heads = h->n_kv_heads;
+    a.head_dim = h->head_dim;
+    a.n_rot = h->n_rot;
+    a.window = described->window;
+    a.scale = h->attn_scale;
+    a.cap = h->attn_cap;
+    a.eps = h->norm_eps;
+    a.q_norm = layer->q_norm;
+    a.k_norm = layer->k_norm;
+    if (described->rope != SQ_ROPE_NONE && d->frequencies[described->rope])
+        a.angles = s->angles + (size_t)described->rope * n_tokens * (h->n_rot / 2);
+    a.out = s->attended;
+    a.partial = s->partial;
+    a.arrivals = s->arrivals;
+    a.n_splits = s->n_splits;
+    a.n_tokens = n_tokens;
+    gpu_attend(l, &a);
+}
+
+static void layer_ffn(sq_device_session *s, gpu_launch *l, uint32_t index, const gpu_squares *squares,
+                      uint32_t n_tokens) {
+    const sq_model *m = s->device->model;
+    const gpu_layer *layer = &s->device->layers[index];
+    if (!layer->interleaved && !m->arch->plain_ffn) {
+        store(l, &layer->gate, s->normed, squares, n_tokens, s->gate, s->ff_stride, 0);
+        store(l, &layer->up, s->normed, squares, n_tokens, s->up, s->ff_stride, 0);
+        gpu_gate(l, s->gate, s->up, s->ff_stride, m->hparams.n_ff, m->arch->activation, s->ff, n_tokens);
+        return;
+    }
+    gpu_product p =
+        product_of(&layer->up, s->normed, squares, n_tokens, layer->interleaved ? GPU_GATED : GPU_OPERAND);
+    p.next = s->ff;
+    p.activation = m->arch->activation;
+    p.relu = true;
+    product_run(l, &p);
+}
+
+/* What a norm before a sublayer is, and one behind the addition: decoder.c, layer_forward. */
+static gpu_norm norm_if(bool there, gpu_norm norm) {
+    return there ? norm : gpu_norm{};
+}
+
+/* The norm before layer `index`, or before the head. */
+static gpu_norm norm_before(const sq_device *d, uint32_t index) {
+    if (index == d->model->hparams.n_layers)
+        return d->output_norm;
+    return norm_if(!d->model->hparams.post_norm, d->layers[index].attn_norm);
+}
+
+static void enter(sq_device_session *s, gpu_launch *l, uint32_t n_tokens) {
+    const sq_device *d = s->device;
+    const sq_hparams *h = &d->model->hparams;
+    bool projected = !d->first_layer && h->n_token_embd != h->n_embd;
+    gpu_entry e = {};
+    e.step = s->step;
+    e.given = s->given;
+    e.embedding = d->embedding;
+    e.scale = h->embd_scale;
+    for (int i = 0; i < SQ_N_ROPES; i++) {
+        e.angles.frequencies[i] = d->frequencies[i];
+        e.angles.scale[i] = d->model->ropes[i].scale;
+    }
+    e.angles.table = s->angles;
+    e.angles.half = h->n_rot / 2;
+    gpu_residual r = {};
+    r.eps = h->norm_eps;
+    if (projected) {
+        r.n = h->n_token_embd;
+        r.next = s->token_embd;
+        gpu_enter(l, &e, &r, n_tokens);
+        store(l, &d->embd_in, s->token_embd, nullptr, n_tokens, s->x, s->x_stride, 0);
+        e.given = s->x; /* and now from there */
+        e.given_stride = s->x_stride;
+    } else {
+        e.given_stride = h->n_embd;
+    }
+    e.positions = d->positions;
+    r.x = s->x;
+    r.stride = s->x_stride;
+    r.n = h->n_embd;
+    r.before = norm_before(d, d->first_layer);
+    r.next = s->normed;
+    gpu_enter(l, &e, &r, n_tokens);
+}
+
+void gpu_forward(sq_device_session *s, gpu_launch *l, uint32_t n_tokens) {
+    const sq_device *d = s->device;
+    bool post = d->model->hparams.post_norm;
+    gpu_squares squares = {};
+    enter(s, l, n_tokens);
+    for (uint32_t i = d->first_layer; i < d->model->hparams.n_layers; i++) {
+        const gpu_layer *layer = &d->layers[i];
+        layer_attend(s, l, i, &squares, n_tokens);
+        add(s, l, &layer->output, s->attended, n_tokens, layer->attn_out_norm,
+            norm_if(post, layer->attn_norm), norm_if(!post, layer->ffn_norm), &squares);
+        layer_ffn(s, l, i, &squares, n_tokens);
+        add(s, l, &layer->down, s->ff, n_tokens, layer->ffn_out_norm, norm_if(post, layer->ffn_norm),
+            norm_before(d, i + 1), &squares);
+    }
+    s->final_squares = squares;
+}
+
+void gpu_logits(sq_device_session *s, gpu_launch *l, uint32_t first, uint32_t n) {
+    const sq_device *d = s->device;
+    const sq_hparams *h = &d->model->hparams;
+    gpu_operand in = operand_at(s->normed, first);
+    gpu_squares squares = s->final_squares;
+    if (squares.sums)
+        squares.sums += (size_t)first * squares.stride;
+    if (h->n_token_embd != h->n_embd) {
+        gpu_product p = product_of(&d->embd_out, in, &squares, n, GPU_OPERAND);
+        p.next = s->token_embd;
+        product_run(l, &p);
+        in = s->token_embd;
+        squares = {};
+    }
+    store(l, &d->head, in, &squares, n, s->logits, s->logits_stride, h->logit_cap);
+    gpu_argmax(l, s->logits, s->logits_stride, h->n_vocab, s->greedy, n);
+}

@@ -1,0 +1,61 @@
+/* What cuda/port.cuh writes in PTX, in plain C++. */
+#ifndef SQ_EMULATED_DEVICE_H
+#define SQ_EMULATED_DEVICE_H
+
+#include <cuda_runtime.h>
+
+extern "C" {
+float sq_f16_to_f32(uint16_t h); /* runtime/f16.c */
+uint16_t sq_f32_to_f16(float f);
+}
+
+inline float f16_value(uint32_t bits) {
+    return sq_f16_to_f32((uint16_t)bits);
+}
+inline uint32_t f16_bits(float f) {
+    return sq_f32_to_f16(f);
+}
+inline uint32_t f16x2_sub(uint32_t a, uint32_t b) {
+    return f16_bits(f16_value(a) - f16_value(b)) | f16_bits(f16_value(a >> 16) - f16_value(b >> 16)) << 16;
+}
+inline void mma_f16(float c[4], const uint32_t a[4], const uint32_t b[2]) {
+    struct {
+        float a[4][2], b[2][2]; /* f32 already, so that each value is widened once */
+    } mine;
+    static_assert(sizeof mine <= 64, "a slot of the emulator");
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 2; j++)
+            mine.a[i][j] = f16_value(a[i] >> 16 * j);
+    for (int i = 0; i < 2; i++)
+        for (int j = 0; j < 2; j++)
+            mine.b[i][j] = f16_value(b[i] >> 16 * j);
+    size_t stride;
+    const uint8_t *slots = emulated_exchange(&mine, sizeof mine, &stride);
+    unsigned lane = emulated_lane(), row = lane / 4, column = lane % 4 * 2;
+    for (unsigned part = 0; part < 2; part++) /* inputs 0 … 7, then 8 … 15 */
+        for (unsigned k = 0; k < 4; k++) {
+            const auto *left = (const decltype(mine) *)(slots + (4 * row + k) * stride);
+            for (unsigned n = 0; n < 2; n++) {
+                const auto *right = (const decltype(mine) *)(slots + (4 * (column + n) + k) * stride);
+                for (unsigned j = 0; j < 2; j++) {
+                    c[n] += left->a[2 * part][j] * right->b[part][j];
+                    c[2 + n] += left->a[2 * part + 1][j] * right->b[part][j];
+                }
+            }
+        }
+}
+inline uint4 load_once(const uint4 *p) {
+    return *p;
+}
+inline void copy_async(void *shared, const void *global) {
+    memcpy(shared, global, 16);
+}
+inline void copies_commit() {}
+template <int N> inline void copies_wait() {}
+inline void previous_kernel_wait() {}
+inline void next_kernel_start() {}
+template <typename T> inline T *shared_memory() {
+    return (T *)emulated_shared();
+}
+
+#endif

@@ -1,0 +1,123 @@
+/* Whole tiny models of every family: the plugin's logits against the CPU's exact ones, however a prompt is
+ * cut. */
+#include <stdlib.h>
+
+#include "device.h"
+#include "tiny_model.h"
+
+const sq_device_api *sq_device_api_get(void);
+static const sq_device_api *api;
+
+enum { N_TOKENS = 40 };
+
+static void tokens_fill(sq_token *tokens) {
+    for (int i = 0; i < N_TOKENS; i++)
+        tokens[i] = (sq_token)((unsigned)i * 7919u % TINY_VOCAB);
+}
+
+/* What of `expected`'s distribution `found` misses, in nat. */
+static double divergence(const float *expected, const float *found, uint32_t n) {
+    double kl = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        double p = sq_log_probability(expected, n, (sq_token)i),
+               q = sq_log_probability(found, n, (sq_token)i);
+        kl += exp(p) * (p - q);
+    }
+    return kl;
+}
+
+static sq_token largest(const float *logits, uint32_t n) {
+    sq_token best = 0;
+    for (uint32_t i = 1; i < n; i++)
+        if (logits[i] > logits[best])
+            best = (sq_token)i;
+    return best;
+}
+
+/* The CPU's logits after each token; of pieces, as rotations of long timelines depend on them. */
+static void cpu_logits(const sq_model *model, const sq_token *tokens, const uint32_t *pieces, float *logits) {
+    sq_session_options options = {.n_ctx = TINY_CTX, .n_threads = 1};
+    sq_session *session;
+    sq_error error;
+    if (!CHECK_OK(sq_session_create(model, &options, &session, &error), &error))
+        return;
+    for (uint32_t first = 0; *pieces; first += *pieces++)
+        CHECK_OK(
+            sq_session_append(session, tokens + first, *pieces, logits + (size_t)first * TINY_VOCAB, &error),
+            &error);
+    sq_session_free(session);
+}
+
+static void check_pieces(const sq_model *model, sq_device *device, const uint32_t *pieces) {
+    static float expected[N_TOKENS * TINY_VOCAB], found[N_TOKENS * TINY_VOCAB];
+    sq_token tokens[N_TOKENS], greedy[N_TOKENS];
+    sq_device_session *session;
+    sq_error error;
+    tokens_fill(tokens);
+    bool long_rope = model->hparams.n_ctx_short < N_TOKENS;
+    if (long_rope) /* the session's task, and not the plugin's: here all of the timeline is long */
+        cpu_logits(model, tokens, (const uint32_t[]){N_TOKENS, 0}, expected);
+    else
+        cpu_logits(model, tokens, pieces, expected);
+    if (!CHECK_OK(api->session_create(device, TINY_CTX, SQ_KV_F16, &session, &error), &error))
+        return;
+    for (uint32_t first = 0; *pieces; first += *pieces++) {
+        sq_device_job job = {.tokens = tokens + first,
+                             .n_tokens = *pieces,
+                             .position = first,
+                             .long_rope = long_rope,
+                             .n_logits = *pieces};
+        CHECK_OK(api->run(session, &job, greedy, &error), &error);
+        CHECK_OK(api->read_logits(session, 0, *pieces, found + (size_t)first * TINY_VOCAB, &error), &error);
+        for (uint32_t t = 0; t < *pieces; t++) {
+            const float *row = found + (size_t)(first + t) * TINY_VOCAB;
+            double kl = divergence(expected + (size_t)(first + t) * TINY_VOCAB, row, TINY_VOCAB);
+            CHECK_SAY(kl < 1e-5, "%s, token %u: KL divergence %g", model->arch->name, first + t, kl);
+            CHECK_EQ(greedy[t], largest(row, TINY_VOCAB));
+        }
+    }
+    api->session_free(session);
+}
+
+static void test_families(void) {
+    for (tiny_family family = 0; family < TINY_N_FAMILIES; family++) {
+        tiny_model tiny;
+        gguf_build bytes;
+        sq_model *model;
+        sq_device *device;
+        sq_error error;
+        tiny_create(&tiny, family);
+        tiny_write(&tiny, &bytes);
+        void *file = aligned_alloc(64, (bytes.n_bytes + 63) / 64 * 64);
+        memcpy(file, bytes.data, bytes.n_bytes);
+        sq_model_options options = {.cpu = "scalar", .exact = true};
+        if (!CHECK_OK(sq_model_open_memory(file, bytes.n_bytes, &options, &model, &error), &error))
+            continue;
+        if (tiny_families[family].experts) {
+            CHECK_FAILS(api->open(model, 0, &device, &error), &error, SQ_ERROR_UNSUPPORTED,
+                        "mixture of experts");
+        } else if (CHECK_OK(api->open(model, 0, &device, &error), &error)) {
+            check_pieces(model, device, (const uint32_t[]){N_TOKENS, 0});
+            check_pieces(model, device, (const uint32_t[]){1, 2, 3, 4, 5, 6, 7, 8, 1, 1, 1, 1, 0});
+            check_pieces(model, device, (const uint32_t[]){17, 1, 22, 0});
+            api->close(device);
+        }
+        sq_model_close(model);
+        free(file);
+        build_free(&bytes);
+        tiny_free(&tiny);
+    }
+}
+
+int main(void) {
+    sq_device_info info;
+    sq_error error;
+    api = sq_device_api_get();
+    if (api->find(&info, &error)) {
+        printf("skipped: %s\n", error.message);
+        return 77;
+    }
+    printf("%s\n", info.name);
+    RUN(test_families);
+    return check_report();
+}
