@@ -11,6 +11,7 @@
  * A window is no longer than the context the model was trained for; a text shorter than one window is one
  * window. A reference (eval/reference.h) holds windows of its own. */
 #include "clock.h"
+#include "eval/plot.h"
 #include "eval/reference.h"
 #include "eval/scores.h"
 #include "json.h"
@@ -41,13 +42,15 @@ typedef struct settings {
     sq_model_options model;
     sq_session_options session; /* n_ctx: the window asked for, 0: the protocol's */
     const char *protocol, *save_reference;
-    uint32_t n_windows; /* at most; 0: all */
+    const char *plot, *peers; /* the picture to draw, and a file of points for it */
+    uint32_t n_windows;       /* at most; 0: all */
     bool json;
 } settings;
 
 /* One model's evaluation. */
 typedef struct evaluation {
     const settings *settings;
+    size_t n_behind;                    /* models to come */
     const char *model_path, *text_path; /* the text may be a reference */
     sq_model *model;
     sq_session *session;
@@ -71,15 +74,21 @@ static const protocol *protocol_of(const reference_shape *s) {
 
 /* ---- evaluation ------------------------------------------------------------------------------ */
 
+static const char *file_name(const char *path) {
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
 static void say_progress(const evaluation *e, size_t n_done) {
     if (!isatty(STDERR_FILENO)) {
         return;
     }
     size_t n_windows = e->shape.n_windows;
     double passed = clock_seconds() - e->start;
-    double left = passed / (double)n_done * (double)(n_windows - n_done);
-    fprintf(stderr, "\rwindow %zu of %zu, perplexity %.4f, %d:%02d left \033[K", n_done, n_windows,
-            scores_perplexity(&e->scores.nats), (int)(left / 60), (int)left % 60);
+    double left = passed / (double)n_done * (double)(n_windows * (1 + e->n_behind) - n_done);
+    fprintf(stderr, "\r%s: window %zu of %zu, perplexity %.4f, %d:%02d left%s \033[K",
+            file_name(e->model_path), n_done, n_windows, scores_perplexity(&e->scores.nats), (int)(left / 60),
+            (int)left % 60, e->n_behind ? " for all models" : "");
     if (n_done == n_windows) {
         fputs("\r\033[K", stderr);
     }
@@ -330,11 +339,6 @@ static void append_json(text *out, evaluation *all, size_t n) {
     *out = w.out;
 }
 
-static const char *file_name(const char *path) {
-    const char *slash = strrchr(path, '/');
-    return slash ? slash + 1 : path;
-}
-
 static void append_row(text *out, evaluation *e, int width) {
     scores *s = &e->scores;
     text_printf(out, "%-*s  %5.2f  %10.4f ± %7.4f", width, file_name(e->model_path), e->info.bits_per_weight,
@@ -373,6 +377,9 @@ static void append_table(text *out, evaluation *all, size_t n) {
 
 static int evaluate_all(evaluation *all, size_t n, const settings *s) {
     sq_error error;
+    if (s->plot && !plot_check(tool_name, s->plot, s->peers)) {
+        return 1;
+    }
     for (size_t i = 0; i < n; i++) { /* all of them first, so that a wrong path costs no time */
         if (!tool_check(tool_name, sq_model_open(all[i].model_path, &s->model, &all[i].model, &error),
                         &error)) {
@@ -387,13 +394,24 @@ static int evaluate_all(evaluation *all, size_t n, const settings *s) {
     }
     text out = {0};
     (s->json ? append_json : append_table)(&out, all, n);
-    return tool_print(tool_name, &out);
+    int code = tool_print(tool_name, &out);
+    text json = {0};
+    if (s->plot) {
+        append_json(&json, all, n);
+        code = plot_draw(tool_name, s->plot, s->peers, &json) ? code : 1;
+    }
+    text_free(&json);
+    return code;
 }
 
 /* The combinations that make no sense. */
 static bool check_settings(const settings *s, const char *text_path, size_t n_models) {
     if (s->save_reference && n_models > 1) {
         tool_complain(tool_name, "--save-reference: expected one model, found %zu", n_models);
+        return false;
+    }
+    if (s->peers && !s->plot) {
+        tool_complain(tool_name, "--peers: expected --plot, which draws them");
         return false;
     }
     if (reference_recognize(text_path) && (s->protocol || s->n_windows || s->session.n_ctx)) {
@@ -422,6 +440,9 @@ int main(int argc, char **argv) {
         {"--kv", OPTION_CHOICE, &s.session.kv, 0, 0, "f16|q8|f32", "precision of the KV cache, default f16"},
         {"--exact", OPTION_FLAG, &s.model.exact, 0, 0, NULL, "prompts in f32 too, not in 16-bit fixed point"},
         {"--json", OPTION_FLAG, &s.json, 0, 0, NULL, "print JSON"},
+        {"--plot", OPTION_TEXT, &s.plot, 0, 0, "FILE.png", "draw quality against true bits, with matplotlib"},
+        {"--peers", OPTION_TEXT, &s.peers, 0, 0, "FILE.json",
+         "points of others, for --plot: what --json prints, or as README.md says"},
     };
     const tool t = {
         .name = tool_name,
@@ -443,7 +464,8 @@ int main(int argc, char **argv) {
     s.protocol = s.protocol ? s.protocol : gptq.name;
     evaluation *all = memory_resize(NULL, n, sizeof *all);
     for (size_t i = 0; i < n; i++) {
-        all[i] = (evaluation){.settings = &s, .model_path = paths[i], .text_path = paths[n]};
+        all[i] = (evaluation){
+            .settings = &s, .n_behind = n - 1 - i, .model_path = paths[i], .text_path = paths[n]};
     }
     if (code < 0) {
         tool_ignore_closed_pipes();
