@@ -99,13 +99,14 @@ static inline float f16_to_f32(uint16_t h) {
 typedef uint8x16x2_t lut_table;
 
 static inline lut_table lut_load(int bits, const uint16_t *lut) {
-    uint8x16_t first = vld1q_u8((const uint8_t *)lut),
+    uint8x16_t first = bits == 2 ? vcombine_u8(vld1_u8((const uint8_t *)lut), vdup_n_u8(0))
+                                 : vld1q_u8((const uint8_t *)lut),
                second = bits == 4 ? vld1q_u8((const uint8_t *)(lut + 8)) : first;
     return (lut_table){{vuzp1q_u8(first, second), vuzp2q_u8(first, second)}};
 }
 /* Byte 0 of a lane becomes an entry's low byte, byte 1 its high byte; the others are dropped. */
 static inline vf lut_at(int bits, const lut_table *table, vu codes) {
-    vu code = codes & (bits == 3 ? 7u : 15u), index = code | code << 8 | 0x1000u;
+    vu code = codes & ((1u << bits) - 1), index = code | code << 8 | 0x1000u;
     vu halves = vreinterpretq_u32_u8(vqtbl2q_u8(*table, vreinterpretq_u8_u32(index)));
     return vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32(halves)));
 }

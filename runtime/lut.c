@@ -1,12 +1,12 @@
-/* Rows of 3- and 4-bit indices into a table per row: docs/FORMAT.md sections 2.1 and 2.2, in plain C.
+/* Rows of 2-, 3- and 4-bit indices into a table per row: docs/FORMAT.md sections 2.1 to 2.3, in plain C.
  *
- * A row is a chain of blocks, all full but perhaps the last. decode3 and decode4 read one block of
- * n_dwords (a plane of it, for 3 bits) and write all positions it has, those past n_in too. */
+ * A row is a chain of blocks, all full but perhaps the last. decode2, decode3 and decode4 read one
+ * block of n_dwords (a plane of it, for 3 bits) and write all positions it has, those past n_in too. */
 #include "scalar.h"
 
 #include <string.h>
 
-enum { BLOCK_DWORDS = 16, BLOCK4 = 8 * BLOCK_DWORDS, BLOCK3 = 32 * BLOCK_DWORDS };
+enum { BLOCK_DWORDS = 16, BLOCK4 = 8 * BLOCK_DWORDS, BLOCK3 = 32 * BLOCK_DWORDS, BLOCK2 = 16 * BLOCK_DWORDS };
 
 typedef struct layout {
     uint32_t bits, block; /* of an index; weights of a full block */
@@ -44,6 +44,16 @@ static void decode3(const uint8_t *codes, uint32_t n_dwords, const float *table,
     }
 }
 
+/* Weight n_dwords·j + i is pair of bits j of dword i. */
+static void decode2(const uint8_t *codes, uint32_t n_dwords, const float *table, float *weights) {
+    for (uint32_t j = 0; j < 16; j++) {
+        for (uint32_t i = 0; i < n_dwords; i++) {
+            weights[n_dwords * j + i] = table[dword_at(codes, i) >> 2 * j & 3];
+        }
+    }
+}
+
+static const layout lut2 = {2, BLOCK2, decode2};
 static const layout lut3 = {3, BLOCK3, decode3};
 static const layout lut4 = {4, BLOCK4, decode4};
 
@@ -90,12 +100,20 @@ static void expand_row(const layout *l, const sq_matrix *w, uint32_t row, float 
     sq_sparse_add(w, row, out);
 }
 
+void sq_lut2_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1) {
+    gemv(&lut2, w, x, y, row0, row1);
+}
+
 void sq_lut3_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1) {
     gemv(&lut3, w, x, y, row0, row1);
 }
 
 void sq_lut4_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1) {
     gemv(&lut4, w, x, y, row0, row1);
+}
+
+void sq_lut2_expand_row(const sq_matrix *w, uint32_t row, float *out) {
+    expand_row(&lut2, w, row, out);
 }
 
 void sq_lut3_expand_row(const sq_matrix *w, uint32_t row, float *out) {

@@ -113,6 +113,7 @@ const sq_kernels sq_kernels_scalar = {
             [SQ_TYPE_F32] = {sq_f32_gemv, sq_f32_expand_row},
             [SQ_TYPE_F16] = {sq_f16_gemv, sq_f16_expand_row},
             [SQ_TYPE_Q8_0] = {sq_q8_0_gemv, sq_q8_0_expand_row},
+            [SQ_TYPE_LUT2] = {sq_lut2_gemv, sq_lut2_expand_row},
             [SQ_TYPE_LUT3] = {sq_lut3_gemv, sq_lut3_expand_row},
             [SQ_TYPE_LUT4] = {sq_lut4_gemv, sq_lut4_expand_row},
         },

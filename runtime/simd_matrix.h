@@ -94,37 +94,54 @@ static void kept_add(const sq_matrix *w, uint32_t row, float *out) {
     }
 }
 
-/* ---- tables: docs/FORMAT.md 2.1, 2.2 --------------------------------------------------------- */
+/* ---- tables: docs/FORMAT.md 2.1 to 2.3 -------------------------------------------------------- */
 
-/* A "plane" is n_dwords (D) dwords of eight nibbles: its position D·j + i is nibble j of dword i. A
- * 4-bit block is one plane. A 3-bit block is four: three are stored, and bit p of the fourth's nibbles
- * is the spare bit of plane p. */
+/* A "plane" is n_dwords (D) dwords of fields, eight nibbles or, for 2 bits, sixteen pairs of bits: its
+ * position D·j + i is field j of dword i. A block of 2 or 4 bits is one plane. A 3-bit block is four: three
+ * are stored, and bit p of the fourth's nibbles is the spare bit of plane p. */
+SQ_INLINE int field_bits(int bits) {
+    return bits == 2 ? 2 : 4;
+}
+SQ_INLINE int n_fields(int bits) {
+    return 32 / field_bits(bits);
+}
+/* Weights that one dword (of each stored plane) holds, planes stored, weights of a full block. */
+SQ_INLINE uint32_t n_per_dword(int bits) {
+    return bits == 3 ? 32 : n_fields(bits);
+}
+SQ_INLINE uint32_t n_planes_of(int bits) {
+    return bits == 3 ? 3 : 1;
+}
+SQ_INLINE uint32_t block_of(int bits) {
+    return BLOCK_DWORDS * n_per_dword(bits);
+}
 
-/* Vector h of a full plane (D = 16) covers the positions 16 j + W h …: nibble j of its own dwords. */
+/* Vector h of a full plane (D = 16) covers the positions 16 j + W h …: field j of its own dwords. */
 SQ_INLINE void plane_dot(int bits, int n_rows, const lut_table *tables, const vu *plane, const float *x,
                          vf (*sums)[2]) {
-    for (int j = 0; j < 8; j++) {
+    for (int j = 0; j < n_fields(bits); j++) {
         vf xs = vf_load(x + BLOCK_DWORDS * j);
         for (int r = 0; r < n_rows; r++) {
-            sums[r][j % 2] = vf_fma(lut_at(bits, &tables[r], plane[r] >> 4 * j), xs, sums[r][j % 2]);
+            vu codes = plane[r] >> field_bits(bits) * j;
+            sums[r][j % 2] = vf_fma(lut_at(bits, &tables[r], codes), xs, sums[r][j % 2]);
         }
     }
 }
 
 SQ_INLINE void plane_expand(int bits, const lut_table *table, vu plane, float *out) {
-    for (int j = 0; j < 8; j++) {
-        vf_store(out + BLOCK_DWORDS * j, lut_at(bits, table, plane >> 4 * j));
+    for (int j = 0; j < n_fields(bits); j++) {
+        vf_store(out + BLOCK_DWORDS * j, lut_at(bits, table, plane >> field_bits(bits) * j));
     }
 }
 
-/* In a narrow plane W positions in a row lie scattered over dwords and nibbles. */
+/* In a narrow plane W positions in a row lie scattered over dwords and fields. */
 typedef struct scatter {
     vu dword, shift;
 } scatter;
 
-SQ_INLINE scatter scatter_of(uint32_t position, uint32_t n_dwords) {
-    vu p = vu_iota() + position, nibble = p * (65536 / n_dwords + 1) >> 16; /* p / n_dwords, for p < 136 */
-    return (scatter){p - nibble * n_dwords, nibble * 4};
+SQ_INLINE scatter scatter_of(int bits, uint32_t position, uint32_t n_dwords) {
+    vu p = vu_iota() + position, field = p * (65536 / n_dwords + 1) >> 16; /* p / n_dwords, for p < 272 */
+    return (scatter){p - field * n_dwords, field * field_bits(bits)};
 }
 
 SQ_INLINE vu scatter_codes(scatter s, const dwords *plane) {
@@ -134,9 +151,10 @@ SQ_INLINE vu scatter_codes(scatter s, const dwords *plane) {
 /* `x` points at the plane's first position; it is not read past the last. */
 SQ_INLINE void narrow_dot(int bits, int n_rows, const lut_table *tables, const dwords *planes,
                           uint32_t n_dwords, const float *x, vf (*sums)[2]) {
-    for (uint32_t p = 0; p < 8 * n_dwords; p += W) {
-        scatter s = scatter_of(p, n_dwords);
-        vf xs = 8 * n_dwords - p >= W ? vf_load(x + p) : vf_load_n(x + p, 8);
+    uint32_t n = n_fields(bits) * n_dwords;
+    for (uint32_t p = 0; p < n; p += W) {
+        scatter s = scatter_of(bits, p, n_dwords);
+        vf xs = n - p >= W ? vf_load(x + p) : vf_load_n(x + p, 8);
         for (int r = 0; r < n_rows; r++) {
             vf weights = lut_at(bits, &tables[r], scatter_codes(s, &planes[r]));
             sums[r][0] = vf_fma(weights, xs, sums[r][0]);
@@ -146,9 +164,10 @@ SQ_INLINE void narrow_dot(int bits, int n_rows, const lut_table *tables, const d
 
 SQ_INLINE void narrow_expand(int bits, const lut_table *table, const dwords *plane, uint32_t n_dwords,
                              float *out) {
-    for (uint32_t p = 0; p < 8 * n_dwords; p += W) {
-        vf weights = lut_at(bits, table, scatter_codes(scatter_of(p, n_dwords), plane));
-        vf_store_n(out + p, weights, 8 * n_dwords - p >= W ? W : 8);
+    uint32_t n = n_fields(bits) * n_dwords;
+    for (uint32_t p = 0; p < n; p += W) {
+        vf weights = lut_at(bits, table, scatter_codes(scatter_of(bits, p, n_dwords), plane));
+        vf_store_n(out + p, weights, n - p >= W ? W : 8);
     }
 }
 
@@ -165,7 +184,7 @@ SQ_INLINE void dwords_add_spare(dwords *spare, const dwords *plane, int p) {
 
 /* sums[r] += Σ lut[code(row + r, i)] x[i] over the lanes, r < n_rows. */
 SQ_INLINE void lut_dot(int bits, const sq_matrix *w, const float *x, uint32_t row, int n_rows, vf *sums) {
-    const uint32_t n_planes = bits == 3 ? 3 : 1, block = bits == 3 ? 512 : 128;
+    const uint32_t n_planes = n_planes_of(bits), block = block_of(bits);
     const uint8_t *codes[GEMV_ROWS];
     lut_table tables[GEMV_ROWS];
     vf partial[GEMV_ROWS][2];
@@ -195,7 +214,7 @@ SQ_INLINE void lut_dot(int bits, const sq_matrix *w, const float *x, uint32_t ro
     }
     uint32_t left = w->n_in % block;
     if (left) {
-        uint32_t n_dwords = bits == 3 ? (left + 31) / 32 : (left + 7) / 8;
+        uint32_t n_dwords = (left + n_per_dword(bits) - 1) / n_per_dword(bits);
         dwords plane[GEMV_ROWS], spare[GEMV_ROWS];
         memset(spare, 0, sizeof spare);
         for (uint32_t p = 0; p < n_planes; p++) {
@@ -215,7 +234,7 @@ SQ_INLINE void lut_dot(int bits, const sq_matrix *w, const float *x, uint32_t ro
 }
 
 SQ_INLINE void lut_expand(int bits, const sq_matrix *w, uint32_t row, float *out) {
-    const uint32_t n_planes = bits == 3 ? 3 : 1, block = bits == 3 ? 512 : 128;
+    const uint32_t n_planes = n_planes_of(bits), block = block_of(bits);
     const uint8_t *codes = w->data + row * w->row_bytes;
     lut_table table = lut_load(bits, w->lut + ((size_t)row << bits));
     float *end = out + w->n_in, *o = out;
@@ -234,7 +253,7 @@ SQ_INLINE void lut_expand(int bits, const sq_matrix *w, uint32_t row, float *out
     }
     uint32_t left = w->n_in % block;
     if (left) {
-        uint32_t n_dwords = bits == 3 ? (left + 31) / 32 : (left + 7) / 8;
+        uint32_t n_dwords = (left + n_per_dword(bits) - 1) / n_per_dword(bits);
         dwords spare;
         memset(&spare, 0, sizeof spare);
         for (uint32_t p = 0; p < n_planes; p++) {
@@ -363,6 +382,9 @@ SQ_INLINE void gemv(dot_rows *dot, const sq_matrix *w, const float *x, float *y,
     }
 }
 
+SQ_INLINE void lut2_dot(const sq_matrix *w, const float *x, uint32_t row, int n_rows, vf *sums) {
+    lut_dot(2, w, x, row, n_rows, sums);
+}
 SQ_INLINE void lut3_dot(const sq_matrix *w, const float *x, uint32_t row, int n_rows, vf *sums) {
     lut_dot(3, w, x, row, n_rows, sums);
 }
@@ -376,6 +398,9 @@ SQ_INLINE void f16_dot(const sq_matrix *w, const float *x, uint32_t row, int n_r
     dense_dot(f16_load, f16_load_n, 2, w, x, row, n_rows, sums);
 }
 
+static void lut2_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1) {
+    gemv(lut2_dot, w, x, y, row0, row1);
+}
 static void lut3_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1) {
     gemv(lut3_dot, w, x, y, row0, row1);
 }
@@ -392,6 +417,9 @@ static void q8_0_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row
     gemv(q8_0_dot, w, x, y, row0, row1);
 }
 
+static void lut2_expand_row(const sq_matrix *w, uint32_t row, float *out) {
+    lut_expand(2, w, row, out);
+}
 static void lut3_expand_row(const sq_matrix *w, uint32_t row, float *out) {
     lut_expand(3, w, row, out);
 }
@@ -408,8 +436,8 @@ static void f16_expand_row(const sq_matrix *w, uint32_t row, float *out) {
 #define SIMD_TYPES                                                                                           \
     {                                                                                                        \
         [SQ_TYPE_F32] = {f32_gemv, f32_expand_row},    [SQ_TYPE_F16] = {f16_gemv, f16_expand_row},           \
-        [SQ_TYPE_Q8_0] = {q8_0_gemv, q8_0_expand_row}, [SQ_TYPE_LUT3] = {lut3_gemv, lut3_expand_row},        \
-        [SQ_TYPE_LUT4] = {lut4_gemv, lut4_expand_row},                                                       \
+        [SQ_TYPE_Q8_0] = {q8_0_gemv, q8_0_expand_row}, [SQ_TYPE_LUT2] = {lut2_gemv, lut2_expand_row},        \
+        [SQ_TYPE_LUT3] = {lut3_gemv, lut3_expand_row}, [SQ_TYPE_LUT4] = {lut4_gemv, lut4_expand_row},        \
     }
 
 static const sq_type_kernels type_kernels[SQ_N_TYPES] = SIMD_TYPES;

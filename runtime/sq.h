@@ -102,7 +102,7 @@ uint64_t sq_model_kv_bytes(const sq_model *model, uint32_t n_ctx, const char *kv
 /* One matrix or vector as the model uses it. Strings live as long as the model. */
 typedef struct sq_tensor_info {
     const char *name; /* "blk.0.attn_q.weight" */
-    const char *type; /* "lut4", "lut3", "q8_0", "f16", "f32" */
+    const char *type; /* "lut4", "lut3", "lut2", "q8_0", "f16", "f32" */
     uint32_t n_out;   /* rows; 1 for a vector */
     uint32_t n_in;    /* columns */
     uint64_t n_sparse;

@@ -116,7 +116,7 @@ static sq_status lut_load(const sq_gguf *file, const char *name, const sq_gguf_t
     if (lut && type == SQ_N_TYPES)
         return sq_fail(
             error, SQ_ERROR_FORMAT,
-            "%s.lut: expected 8 or 16 entries a row, found %llu; the file is damaged or from a newer "
+            "%s.lut: expected 4, 8 or 16 entries a row, found %llu; the file is damaged or from a newer "
             "version",
             name, (unsigned long long)width);
 

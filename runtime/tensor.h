@@ -9,6 +9,7 @@ typedef enum sq_type {
     SQ_TYPE_F32,
     SQ_TYPE_F16,
     SQ_TYPE_Q8_0, /* blocks of 32: f16 scale, 32 × i8 */
+    SQ_TYPE_LUT2, /* 2-bit indices into a table of 4 f16 per row */
     SQ_TYPE_LUT3, /* 3-bit indices into a table of 8 f16 per row */
     SQ_TYPE_LUT4, /* 4-bit indices into a table of 16 f16 per row */
     SQ_N_TYPES

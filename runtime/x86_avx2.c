@@ -103,17 +103,21 @@ static inline float f16_to_f32(uint16_t h) {
     return _cvtsh_ss(h);
 }
 
-/* Eight entries a register; a permute looks at the low three bits of an index. */
+/* Eight entries a register; a permute looks at the low three bits of an index. Four stand in it twice. */
 typedef struct lut_table {
     __m256 low, high;
 } lut_table;
 
 static inline lut_table lut_load(int bits, const uint16_t *lut) {
+    if (bits == 2) {
+        __m128 four = _mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)lut));
+        return (lut_table){_mm256_set_m128(four, four), vf_zero()};
+    }
     return (lut_table){vf_load_f16(lut), bits == 4 ? vf_load_f16(lut + 8) : vf_zero()};
 }
 static inline vf lut_at(int bits, const lut_table *table, vu codes) {
     __m256 low = _mm256_permutevar8x32_ps(table->low, (__m256i)codes);
-    if (bits == 3) {
+    if (bits < 4) {
         return low;
     }
     __m256 high = _mm256_permutevar8x32_ps(table->high, (__m256i)codes);

@@ -90,12 +90,15 @@ static inline float f16_to_f32(uint16_t h) {
     return _cvtsh_ss(h);
 }
 
-/* One register. With 3 bits it stands in both halves, so that bit 3 of an index does not matter. */
+/* One register. Short tables are repeated in it, so that the bits above an index do not matter. */
 typedef __m512 lut_table;
 
 static inline lut_table lut_load(int bits, const uint16_t *lut) {
     if (bits == 4) {
         return vf_load_f16(lut);
+    }
+    if (bits == 2) {
+        return _mm512_broadcast_f32x4(_mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)lut)));
     }
     __m256 half = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)lut));
     return _mm512_insertf32x8(_mm512_castps256_ps512(half), half, 1);

@@ -16,6 +16,7 @@ from . import __version__
 from .errors import ConvertError, UsageError
 from .measure import FISHER
 from .options import METHODS, Options
+from .pack import WIDTHS
 from .progress import Progress
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
@@ -78,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--bits",
         type=int,
-        choices=(3, 4, 16),
+        choices=(*WIDTHS, 16),
         help="bits of an index; 16 keeps the matrices in F16 (4)",
     )
     add("--outliers", type=float, default=0.45, metavar="PERCENT", help="largest weights kept exactly (0.45)")
@@ -177,9 +178,9 @@ def _options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Optio
     if options.config and not options.packed:
         raise UsageError("--config belongs to a packed checkpoint (sq-*.pt); other models have their own.")
     if options.fisher and not (options.measure is FISHER or options.packed):
-        raise UsageError("--fisher needs --method squeezellm and 3 or 4 bits; nothing else looks at it.")
+        raise UsageError("--fisher needs --method squeezellm and 2, 3 or 4 bits; nothing else looks at it.")
     if options.tune and not quantizes:
-        raise UsageError("--tune needs 3 or 4 bits: 16 have no tables to tune.")
+        raise UsageError("--tune needs 2, 3 or 4 bits: 16 have no tables to tune.")
     if options.tune and options.samples < 2:
         raise UsageError("--tune needs two --samples or more, since it holds some out to judge by.")
     refused: tuple[str, ...] = ()

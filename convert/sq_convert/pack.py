@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 DWORDS = 16  # of a full block, or of a full block's plane
-CODES_PER_DWORD = {4: 8, 3: 32}  # for 3 bits: per dword of the three planes together
+CODES_PER_DWORD = {4: 8, 3: 32, 2: 16}  # for 3 bits: per dword of the three planes together
+WIDTHS = tuple(sorted(CODES_PER_DWORD))  # bits of an index
 
 
 def row_bytes(n_in: int, bits: int) -> int:
     """Bytes of one packed row of ``n_in`` indices."""
     per_dword = CODES_PER_DWORD[bits]
-    planes = 1 if bits == 4 else 3
+    planes = 3 if bits == 3 else 1
     full, rest = divmod(n_in, DWORDS * per_dword)
     return 4 * planes * (DWORDS * full + -(-rest // per_dword))
 
@@ -52,36 +53,36 @@ def unpack(packed: NDArray[np.int8], n_in: int, bits: int) -> NDArray[np.uint8]:
 def _pack_blocks(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """``[n_out, n_blocks, codes per dword, dwords]`` to bytes ``[n_out, n_blocks · bytes of a block]``."""
     n_out = codes.shape[0]
-    if bits == 4:
-        words = _nibbles(codes)
+    if bits != 3:
+        words = _fields(codes, bits)
     else:
         low, high = codes[:, :, :24], codes[:, :, 24:]
         planes = [
             low[:, :, 8 * p : 8 * p + 8] | (high >> np.uint8(p) & np.uint8(1)) << np.uint8(3)
             for p in range(3)
         ]
-        words = np.stack([_nibbles(plane) for plane in planes], axis=2)
+        words = np.stack([_fields(plane, 4) for plane in planes], axis=2)
     return np.ascontiguousarray(words.astype("<u4")).reshape(n_out, -1).view(np.uint8)
 
 
-def _nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint32]:
-    """``[…, 8, dwords]`` of values below 16 to dwords ``[…, dwords]``, the first in the lowest nibble."""
+def _fields(codes: NDArray[np.uint8], width: int) -> NDArray[np.uint32]:
+    """``[…, 32 / width, dwords]`` of values of ``width`` bits to dwords ``[…, dwords]``, the first lowest."""
     words = np.zeros(codes.shape[:-2] + codes.shape[-1:], np.uint32)
-    for j in range(8):
-        words |= codes[..., j, :].astype(np.uint32) << np.uint32(4 * j)
+    for j in range(32 // width):
+        words |= codes[..., j, :].astype(np.uint32) << np.uint32(width * j)
     return words
 
 
 def _unpack_blocks(packed: NDArray[np.uint8], dwords: int, bits: int) -> NDArray[np.uint8]:
     """Bytes ``[n_out, …]`` of blocks of ``dwords`` dwords (a plane) to indices ``[n_out, …]``."""
     n_out = packed.shape[0]
-    planes = 1 if bits == 4 else 3
+    planes, width = (3, 4) if bits == 3 else (1, bits)
     words = np.ascontiguousarray(packed).view("<u4").reshape(n_out, -1, planes, 1, dwords)
-    shifts = 4 * np.arange(8, dtype=np.uint32).reshape(8, 1)
-    nibbles = (words >> shifts & 15).astype(np.uint8)  # [n_out, n_blocks, planes, 8, dwords]
-    if bits == 4:
-        return nibbles.reshape(n_out, -1)
-    low = (nibbles & 7).reshape(n_out, nibbles.shape[1], 24, dwords)
-    top = nibbles >> 3
+    shifts = np.arange(0, 32, width, dtype=np.uint32).reshape(-1, 1)
+    fields = (words >> shifts & (2**width - 1)).astype(np.uint8)  # [n_out, n_blocks, planes, 32/width, dwords]
+    if bits != 3:
+        return fields.reshape(n_out, -1)
+    low = (fields & 7).reshape(n_out, fields.shape[1], 24, dwords)
+    top = fields >> 3
     high = top[:, :, 0] | top[:, :, 1] << 1 | top[:, :, 2] << 2
     return cast("NDArray[np.uint8]", np.concatenate([low, high], axis=2).reshape(n_out, -1))

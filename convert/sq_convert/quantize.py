@@ -22,7 +22,7 @@ PARTS = ("codes", "lut", "rows", "cols", "vals")
 class Recipe:
     """How matrices are quantized."""
 
-    bits: int  # 3 or 4
+    bits: int  # of pack.WIDTHS
     method: str  # of options.METHODS
     outliers: float  # percent
     sensitive: float  # percent

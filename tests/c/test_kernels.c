@@ -60,14 +60,22 @@ static void pack3(uint8_t *row, uint32_t n_in, uint32_t k, uint32_t code) {
     }
 }
 
+/* 2.3: weight D·j + i of a block is pair of bits j of dword i. */
+static void pack2(uint8_t *row, uint32_t n_in, uint32_t k, uint32_t code) {
+    uint32_t block = k / 256, left = n_in - 256 * block, d = left >= 256 ? 16 : (left + 15) / 16;
+    put_bits(row, 16 * block + k % 256 % d, 2 * (k % 256 / d), code);
+}
+
 static void fill_lut(example *e, uint32_t row, uint32_t bits) {
+    static void (*const packs[])(uint8_t *, uint32_t, uint32_t,
+                                 uint32_t) = {[2] = pack2, [3] = pack3, [4] = pack4};
     uint16_t *lut = (uint16_t *)e->lut.data + ((size_t)row << bits);
     for (uint32_t i = 0; i < 1u << bits; i++) {
         lut[i] = sq_f32_to_f16(random_float() / 8);
     }
     for (uint32_t k = 0; k < e->m.n_in; k++) {
         uint32_t code = random_below(1u << bits);
-        (bits == 4 ? pack4 : pack3)((uint8_t *)e->data.data + row * e->m.row_bytes, e->m.n_in, k, code);
+        packs[bits]((uint8_t *)e->data.data + row * e->m.row_bytes, e->m.n_in, k, code);
         e->weights[(size_t)row * e->m.n_in + k] = sq_f16_to_f32(lut[code]);
     }
 }
@@ -387,6 +395,9 @@ static void test_row_bytes(void) {
     CHECK_EQ(sq_types[SQ_TYPE_LUT4].row_bytes(1), 4);
     CHECK_EQ(sq_types[SQ_TYPE_LUT3].row_bytes(576), 216);
     CHECK_EQ(sq_types[SQ_TYPE_LUT3].row_bytes(1), 12);
+    CHECK_EQ(sq_types[SQ_TYPE_LUT2].row_bytes(576), 144);
+    CHECK_EQ(sq_types[SQ_TYPE_LUT2].row_bytes(1), 4);
+    CHECK_EQ(sq_types[SQ_TYPE_LUT2].row_bytes(273), 72);
     CHECK_EQ(sq_types[SQ_TYPE_Q8_0].row_bytes(576), 612);
     CHECK_EQ(sq_types[SQ_TYPE_Q8_0].row_bytes(44), 0);
     CHECK_EQ(sq_types[SQ_TYPE_F16].row_bytes(7), 14);
@@ -405,7 +416,7 @@ static void test_choose(void) {
     CHECK(k == NULL);
 }
 
-/* The example of docs/FORMAT.md 2.3, byte for byte: weight 20 is bits 12 … 15 of bytes 8 … 11. */
+/* The example of docs/FORMAT.md 2.4, byte for byte: weight 20 is bits 12 … 15 of bytes 8 … 11. */
 static void test_format_example(void) {
     uint8_t codes[24] = {0};
     uint16_t lut[16];

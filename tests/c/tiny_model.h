@@ -1,6 +1,7 @@
-/* Models with every kind of tensor, in some 30 KB: two layers, grouped-query attention, 3- and 4-bit tables
- * with and without kept weights, sizes that are no multiple of 32. Weights are random. What docs/FORMAT.md
- * says, written down a second time. Each family has a tokenizer and quirks that the others have not.
+/* Models with every kind of tensor, in some 30 KB: two layers, grouped-query attention, 2-, 3- and 4-bit
+ * tables with and without kept weights, sizes that are no multiple of 32. Weights are random. What
+ * docs/FORMAT.md says, written down a second time. Each family has a tokenizer and quirks that the others
+ * have not.
  *
  *     tiny_model m;
  *     tiny_create(&m, TINY_LLAMA);
@@ -327,8 +328,8 @@ static void tiny_sparse(tiny_model *m, const char *name, uint32_t n_out, uint32_
 /* docs/FORMAT.md, section 2: every bit pattern of the codes is valid, so they are random. */
 static void tiny_matrix(tiny_model *m, const char *name, uint32_t bits, uint32_t n_out, uint32_t n_in,
                         bool sparse) {
-    size_t row_bytes = bits == 4 ? n_in / 128 * 64 + (n_in % 128 + 7) / 8 * 4
-                                 : n_in / 512 * 192 + (n_in % 512 + 31) / 32 * 12;
+    static const size_t pieces[] = {[2] = 16, [3] = 32, [4] = 8}; /* weights of a dword (of each plane) */
+    size_t row_bytes = (n_in + pieces[bits] - 1) / pieces[bits] * (pieces[bits] * bits / 8);
     tiny_tensor *codes = tiny_add(m, name, ".codes", SQ_GGUF_I8, n_out, row_bytes, n_out * row_bytes);
     for (size_t i = 0; i < codes->n_bytes; i++)
         codes->data[i] = (uint8_t)(check_random(&m->random) >> 30);
@@ -356,7 +357,7 @@ static void tiny_experts(tiny_model *m, int layer) {
         snprintf(name, sizeof name, "blk.%d.ffn_gate.%d.weight", layer, e);
         tiny_matrix(m, name, 4, TINY_EXPERT_FF, TINY_EMBD, true);
         snprintf(name, sizeof name, "blk.%d.ffn_up.%d.weight", layer, e);
-        tiny_matrix(m, name, 3, TINY_EXPERT_FF, TINY_EMBD, false);
+        tiny_matrix(m, name, 2, TINY_EXPERT_FF, TINY_EMBD, false);
         snprintf(name, sizeof name, "blk.%d.ffn_down.%d.weight", layer, e);
         tiny_matrix(m, name, 3, TINY_EMBD, TINY_EXPERT_FF, true);
     }
@@ -370,9 +371,9 @@ static void tiny_layer(tiny_model *m, int layer) {
         bool sparse;
     } matrices[] = {
         {"attn_q", 4, n_q, TINY_EMBD, true},        {"attn_k", 3, n_kv, TINY_EMBD, true},
-        {"attn_v", 4, n_kv, TINY_EMBD, false},      {"attn_output", 3, TINY_EMBD, n_q, true},
+        {"attn_v", 2, n_kv, TINY_EMBD, false},      {"attn_output", 3, TINY_EMBD, n_q, true},
         {"ffn_gate", 4, TINY_FF, TINY_EMBD, false}, {"ffn_up", 3, TINY_FF, TINY_EMBD, false},
-        {"ffn_down", 4, TINY_EMBD, TINY_FF, true},
+        {"ffn_down", 2, TINY_EMBD, TINY_FF, true},
     };
     static const char *const norms[] = {"attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm"};
     bool mixture = tiny_families[m->family].experts && layer == 1;

@@ -30,7 +30,7 @@ from truth import Logits, assert_equal, cpus, reference_logits, run
 
 N_TOKENS = 100
 PIECES = ([N_TOKENS], [40, 1, 59], [1] * N_TOKENS)
-WIDTHS = (16, 4, 3)
+WIDTHS = (16, 4, 2)
 
 
 @dataclass

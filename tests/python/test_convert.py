@@ -79,7 +79,7 @@ def test_shares_and_errors_are_those_of_the_method(stories: Path, convert: Conve
     """More bits and more kept weights err less; the share asked for is kept."""
     source = load_file(stories / "model.safetensors")
     errors = []
-    for options in (("3", "0", "0"), ("3", "1", "0.5"), ("4", "1", "0.5")):
+    for options in (("2", "0", "0"), ("3", "0", "0"), ("3", "1", "0.5"), ("4", "1", "0.5")):
         bits, outliers, sensitive = options
         path = convert(
             stories, "--bits", bits, "--outliers", outliers, "--sensitive", sensitive,
@@ -87,7 +87,7 @@ def test_shares_and_errors_are_those_of_the_method(stories: Path, convert: Conve
         )  # fmt: skip
         decoded = dequantize(path, tmp_path / f"hf-{'-'.join(options)}")
         errors.append(sum(float(((decoded[n] - w) ** 2).sum()) for n, w in source.items() if "_proj" in n))
-    assert errors[0] > errors[1] > errors[2] > 0
+    assert errors[0] > errors[1] > errors[2] > errors[3] > 0
     tensors = tensors_of(path)
     for name in ("blk.0.ffn_down.weight", "blk.4.attn_k.weight"):
         n_weights = tensors[f"{name}.lut"].shape[0] * (172 if "down" in name else 64)

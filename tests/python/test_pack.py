@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sq_convert.pack import pack, row_bytes, unpack
+from sq_convert.pack import WIDTHS, pack, row_bytes, unpack
 
 SIZES = [1, 7, 8, 31, 32, 33, 44, 64, 127, 128, 129, 172, 511, 512, 513, 576, 700, 1536, 11008]
 
@@ -14,7 +14,7 @@ def some_codes(n_in: int, bits: int) -> NDArray[np.uint8]:
     return np.random.default_rng(n_in).integers(0, 2**bits, (5, n_in), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("n_in", SIZES)
 def test_round_trip(n_in: int, bits: int) -> None:
     codes = some_codes(n_in, bits)
@@ -28,6 +28,7 @@ def test_round_trip(n_in: int, bits: int) -> None:
 def test_row_bytes_are_those_of_the_document(n_in: int) -> None:
     assert row_bytes(n_in, 4) == 64 * (n_in // 128) + 4 * -(-(n_in % 128) // 8)
     assert row_bytes(n_in, 3) == 192 * (n_in // 512) + 12 * -(-(n_in % 512) // 32)
+    assert row_bytes(n_in, 2) == 64 * (n_in // 256) + 4 * -(-(n_in % 256) // 16)
 
 
 def dwords(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint32]:
@@ -67,8 +68,19 @@ def test_three_bits_weight_by_weight() -> None:
         assert (found == codes[:, weight]).all()
 
 
-@pytest.mark.parametrize("bits", [3, 4])
-def test_positions_past_the_row_are_zero(bits: int) -> None:
-    full = np.full((1, 129 if bits == 4 else 513), 2**bits - 1, np.uint8)
-    tail = dwords(full, bits)[0, 16 if bits == 4 else 48 :]
-    assert tail.tolist() == ([15] if bits == 4 else [7, 0, 0])
+def test_two_bits_weight_by_weight() -> None:
+    codes = some_codes(300, 2)
+    words = dwords(codes, 2)
+    for weight in range(300):
+        block, within = divmod(weight, 256)
+        width = 16 if block < 1 else 3  # 44 weights are left
+        j, i = divmod(within, width)
+        assert ((words[:, 16 * block + i] >> (2 * j) & 3) == codes[:, weight]).all()
+
+
+@pytest.mark.parametrize(
+    ("bits", "block", "last"), [(2, 256, [3]), (3, 512, [7, 0, 0]), (4, 128, [15])]
+)
+def test_positions_past_the_row_are_zero(bits: int, block: int, last: list[int]) -> None:
+    full = np.full((1, block + 1), 2**bits - 1, np.uint8)
+    assert dwords(full, bits)[0, block * bits // 32 :].tolist() == last
