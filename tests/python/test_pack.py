@@ -78,9 +78,7 @@ def test_two_bits_weight_by_weight() -> None:
         assert ((words[:, 16 * block + i] >> (2 * j) & 3) == codes[:, weight]).all()
 
 
-@pytest.mark.parametrize(
-    ("bits", "block", "last"), [(2, 256, [3]), (3, 512, [7, 0, 0]), (4, 128, [15])]
-)
+@pytest.mark.parametrize(("bits", "block", "last"), [(2, 256, [3]), (3, 512, [7, 0, 0]), (4, 128, [15])])
 def test_positions_past_the_row_are_zero(bits: int, block: int, last: list[int]) -> None:
     full = np.full((1, block + 1), 2**bits - 1, np.uint8)
     assert dwords(full, bits)[0, block * bits // 32 :].tolist() == last
