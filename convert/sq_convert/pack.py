@@ -79,7 +79,8 @@ def _unpack_blocks(packed: NDArray[np.uint8], dwords: int, bits: int) -> NDArray
     planes, width = (3, 4) if bits == 3 else (1, bits)
     words = np.ascontiguousarray(packed).view("<u4").reshape(n_out, -1, planes, 1, dwords)
     shifts = np.arange(0, 32, width, dtype=np.uint32).reshape(-1, 1)
-    fields = (words >> shifts & (2**width - 1)).astype(np.uint8)  # [n_out, n_blocks, planes, fields, dwords]
+    # [n_out, n_blocks, planes, fields of a dword, dwords]
+    fields: NDArray[np.uint8] = (words >> shifts & (2**width - 1)).astype(np.uint8)
     if bits != 3:
         return fields.reshape(n_out, -1)
     low = (fields & 7).reshape(n_out, fields.shape[1], 24, dwords)
