@@ -373,7 +373,7 @@ static void layer_forward(sq_run *run, const sq_layer *l, uint32_t index, uint32
 void sq_decoder_forward(sq_run *run, uint32_t thread) {
     const sq_model *m = run->model;
     run->backend->embed(run, thread);
-    for (uint32_t i = 0; i < m->hparams.n_layers && !run->stopped; i++)
+    for (uint32_t i = 0; i < m->n_cpu_layers && !run->stopped; i++)
         layer_forward(run, &m->layers[i], i, thread);
     if (!run->stopped)
         run->backend->logits(run, &m->output_norm, &m->head, thread);

@@ -15,7 +15,7 @@ extern "C" {
 #include "model.h"
 
 /* Changes with every change of this header, or of a struct of model.h, tensor.h or kernels.h. */
-enum { SQ_DEVICE_VERSION = 1 };
+enum { SQ_DEVICE_VERSION = 2 };
 
 /* Weights of one model on the device; used by any number of sessions, from any thread. */
 typedef struct sq_device sq_device;
@@ -41,7 +41,7 @@ typedef struct sq_device_job {
 typedef struct sq_device_api {
     uint32_t version;    /* SQ_DEVICE_VERSION */
     const char *name;    /* "cuda" */
-    uint32_t run_tokens; /* of a job at most */
+    uint32_t run_tokens; /* of a job at most; 8 or more */
 
     /* The device that open would use. SQ_ERROR_UNSUPPORTED and a sentence where there is none, or where
      * its driver is too old. */

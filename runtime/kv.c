@@ -4,6 +4,8 @@
 
 #include "status.h"
 
+enum { DEFAULT_TOKENS = 8192 };
+
 static const struct {
     const char *name;
     uint32_t element_bytes;
@@ -30,8 +32,12 @@ static uint64_t chain_bytes(const sq_hparams *h, sq_kv_type type, uint32_t n_ctx
     return n_blocks * block_bytes;
 }
 
-uint64_t sq_kv_bytes(const sq_hparams *h, sq_kv_type type, uint32_t n_ctx) {
-    return (uint64_t)h->n_layers * h->n_kv_heads * chain_bytes(h, type, n_ctx);
+uint32_t sq_kv_default_tokens(const sq_hparams *h) {
+    return h->n_ctx_train < DEFAULT_TOKENS ? h->n_ctx_train : DEFAULT_TOKENS;
+}
+
+uint64_t sq_kv_bytes(const sq_hparams *h, uint32_t n_layers, sq_kv_type type, uint32_t n_ctx) {
+    return (uint64_t)n_layers * h->n_kv_heads * chain_bytes(h, type, n_ctx);
 }
 
 void sq_kv_init(sq_kv *kv, const sq_hparams *h, sq_kv_type type, uint32_t n_ctx, void *memory) {
@@ -49,5 +55,6 @@ void *sq_kv_chain(const sq_kv *kv, uint32_t layer, uint32_t head) {
 
 uint64_t sq_model_kv_bytes(const sq_model *model, uint32_t n_ctx, const char *kv) {
     sq_kv_type type;
-    return sq_kv_parse(kv, &type, NULL) ? 0 : sq_kv_bytes(&model->hparams, type, n_ctx);
+    const sq_hparams *h = &model->hparams;
+    return sq_kv_parse(kv, &type, NULL) ? 0 : sq_kv_bytes(h, h->n_layers, type, n_ctx);
 }

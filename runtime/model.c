@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "chat.h"
+#include "offload.h"
 #include "status.h"
 #include "tokenizer/tokenizer.h"
 
@@ -208,8 +209,11 @@ static sq_status model_create(sq_gguf *file, const sq_model_options *options, sq
     }
     model->file = file;
     sq_status status = model_load(model, options, error);
-    if (status) {
+    if (status)
         name_file(file, error);
+    else
+        status = sq_offload_open(model, options, error);
+    if (status) {
         sq_model_close(model);
         return status;
     }
@@ -236,6 +240,7 @@ sq_status sq_model_open_memory(const void *data, size_t n_bytes, const sq_model_
 void sq_model_close(sq_model *model) {
     if (!model)
         return;
+    sq_offload_close(model);
     sq_chat_free(model->chat);
     sq_tokenizer_free(model->tokenizer);
     for (int i = 0; i < SQ_N_ROPES; i++)
@@ -301,6 +306,9 @@ void sq_model_get_info(const sq_model *model, sq_model_info *info) {
         .name = name ? name : "",
         .cpu = model->kernels->name,
         .prompt = model->exact ? "f32" : "int16",
+        .device = model->offload.name,
+        .device_absent = model->offload.absent,
+        .gpu_layers = h->n_layers - model->n_cpu_layers,
         .n_layers = h->n_layers,
         .n_embd = h->n_embd,
         .n_ff = h->n_ff,

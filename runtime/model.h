@@ -8,6 +8,8 @@
 typedef struct sq_tokenizer sq_tokenizer;
 typedef struct sq_chat sq_chat;
 typedef struct sq_run sq_run;
+typedef struct sq_device sq_device;
+typedef struct sq_device_api sq_device_api;
 
 /* y = W x + bias */
 typedef struct sq_linear {
@@ -96,6 +98,15 @@ extern const sq_arch sq_arch_qwen3;
 extern const sq_arch sq_arch_qwen3moe;
 extern const sq_arch sq_arch_smollm3;
 
+/* What of a model an accelerator runs (device.h): layers from n_cpu_layers on, the final norm and the head,
+ * and the embedding where that is 0. */
+typedef struct sq_offload {
+    const sq_device_api *api; /* NULL: the CPU runs all */
+    sq_device *device;
+    char name[128];   /* of the device */
+    char absent[512]; /* why there is none, though the options would have one; else "" */
+} sq_offload;
+
 struct sq_model {
     sq_gguf *file;
     const sq_arch *arch;
@@ -113,7 +124,9 @@ struct sq_model {
     bool tied;
     sq_norm output_norm; /* [n_embd] */
     sq_rope ropes[SQ_N_ROPES];
-    sq_layer *layers; /* [n_layers] */
+    sq_layer *layers;      /* [n_layers] */
+    uint32_t n_cpu_layers; /* the first so many run on the CPU */
+    sq_offload offload;
 
     /* What sq_model_get_tensor lists, in the order of loading. */
     sq_tensor_info *tensors;

@@ -10,6 +10,7 @@ static const char *const kinds[SQ_N_TIMES] = {
     [SQ_TIME_FFN_DOWN] = "ffn down",
     [SQ_TIME_EXPERTS] = "experts",
     [SQ_TIME_HEAD] = "head",
+    [SQ_TIME_DEVICE] = "GPU",
     [SQ_TIME_WAITING] = "waiting",
 };
 
@@ -83,6 +84,10 @@ static const sq_backend profiled_cpu = {
     .experts_add = experts_add,
     .logits = logits,
 };
+
+void sq_profile_device(sq_profile *profile, double start) {
+    profile->times[SQ_TIME_DEVICE].seconds += sq_clock_seconds() - start;
+}
 
 void sq_profile_init(sq_profile *profile, sq_run *run) {
     *profile = (sq_profile){0};

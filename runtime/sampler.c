@@ -170,9 +170,18 @@ static float penalize(const sq_sampler_options *o, float logit, int32_t count) {
     return tame(logit - o->presence_penalty - o->frequency_penalty * (float)count);
 }
 
+static bool has_penalties(const sq_sampler_options *o) {
+    return o->repeat_penalty != 1 || o->presence_penalty != 0 || o->frequency_penalty != 0;
+}
+
+bool sq_sampler_is_greedy(const sq_sampler *sampler) {
+    const sq_sampler_options *o = &sampler->options;
+    return o->temperature == 0 && !o->n_biases && !has_penalties(o);
+}
+
 static void apply_penalties(sq_sampler *s) {
     const sq_sampler_options *o = &s->options;
-    if (o->repeat_penalty == 1 && o->presence_penalty == 0 && o->frequency_penalty == 0)
+    if (!has_penalties(o))
         return;
     size_t n = s->n_accepted < o->penalty_window ? (size_t)s->n_accepted : o->penalty_window;
     /* A token stands in the window as often as it was seen, but is penalized once: a negative count marks

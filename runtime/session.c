@@ -3,11 +3,13 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "device.h"
 #include "lookup.h"
 #include "profile.h"
+#include "sampler.h"
 #include "status.h"
 
-enum { DEFAULT_CONTEXT = 8192 };
+enum { N_ROWS = 1 + SQ_LOOKUP_TOKENS };
 
 struct sq_session {
     const sq_model *model;
@@ -16,8 +18,9 @@ struct sq_session {
     bool has_logits;
     atomic_bool cancel;
     sq_pool *pool;
-    sq_kv kv;
+    sq_kv kv; /* of the CPU's layers */
     sq_run run;
+    sq_device_session *device; /* of the others; NULL where there are none */
     sq_profile profile;
     bool profiles;
     /* Of what lies ahead of the timeline: tokens that were guessed and computed with the last one. They stand
@@ -26,8 +29,9 @@ struct sq_session {
     sq_lookup lookup;
     uint32_t n_guessed, n_ahead; /* at first; those that were not appended yet */
     sq_token *tokens;            /* [n_ctx] */
-    float *logits;               /* [1 + SQ_LOOKUP_TOKENS, n_vocab]: row n_guessed - n_ahead is that after the
-                                  * last token */
+    float *logits;               /* [N_ROWS, n_vocab]: row n_guessed - n_ahead is that after the last token */
+    uint32_t here;               /* bit r: row r is there; else the device has it yet */
+    sq_token greedy[N_ROWS];     /* the largest logit of each row that the device has */
     void *memory;                /* all buffers in one piece, mapped so that untouched cache costs nothing */
     size_t memory_bytes;
 };
@@ -42,16 +46,16 @@ static sq_status context_choose(const sq_model *model, uint32_t asked, uint32_t 
         return sq_fail(error, SQ_ERROR_ARGUMENT,
                        "context: expected at most %u tokens, which the model was trained for, found %u",
                        trained, asked);
-    *n_ctx = asked ? asked : trained < DEFAULT_CONTEXT ? trained : DEFAULT_CONTEXT;
+    *n_ctx = asked ? asked : sq_kv_default_tokens(&model->hparams);
     return SQ_OK;
 }
 
 static sq_status memory_create(sq_session *s, sq_kv_type kv, uint32_t n_threads, sq_error *error) {
     const sq_hparams *h = &s->model->hparams;
-    size_t kv_bytes = round_up(sq_kv_bytes(h, kv, s->n_ctx));
+    size_t kv_bytes = round_up(sq_kv_bytes(h, s->model->n_cpu_layers, kv, s->n_ctx));
     size_t run_bytes = round_up(sq_cpu_run_bytes(s->model, n_threads));
     size_t token_bytes = round_up(s->n_ctx * sizeof(sq_token));
-    size_t logit_bytes = round_up((1 + SQ_LOOKUP_TOKENS) * (size_t)h->n_vocab * sizeof(float));
+    size_t logit_bytes = round_up(N_ROWS * (size_t)h->n_vocab * sizeof(float));
     s->memory_bytes = kv_bytes + run_bytes + token_bytes + logit_bytes;
     s->memory = mmap(NULL, s->memory_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (s->memory == MAP_FAILED) {
@@ -85,10 +89,14 @@ sq_status sq_session_create(const sq_model *model, const sq_session_options *opt
         return sq_fail(error, SQ_ERROR_MEMORY, "no memory for a session");
     s->model = model;
     s->n_ctx = n_ctx;
-    uint32_t n_threads = chosen.n_threads ? chosen.n_threads : sq_threads_default();
+    uint32_t n_threads = chosen.n_threads          ? chosen.n_threads
+                         : model->n_cpu_layers > 0 ? sq_threads_default()
+                                                   : 1; /* which waits for the device */
     status = sq_pool_create(n_threads, &s->pool, error);
     if (!status)
         status = memory_create(s, kv, n_threads, error);
+    if (!status && model->offload.device)
+        status = model->offload.api->session_create(model->offload.device, n_ctx, kv, &s->device, error);
     if (status) {
         sq_session_free(s);
         return status;
@@ -106,6 +114,8 @@ sq_status sq_session_create(const sq_model *model, const sq_session_options *opt
 void sq_session_free(sq_session *session) {
     if (!session)
         return;
+    if (session->device)
+        session->model->offload.api->session_free(session->device);
     sq_pool_free(session->pool);
     if (session->memory)
         munmap(session->memory, session->memory_bytes);
@@ -139,9 +149,53 @@ void sq_session_set_lookup(sq_session *session, bool on) {
     session->looks_up = on;
 }
 
-const float *sq_session_logits(const sq_session *session) {
-    size_t row = session->n_guessed - session->n_ahead;
-    return session->has_logits ? session->logits + row * session->model->hparams.n_vocab : NULL;
+/* The row of logits after the last token. */
+static uint32_t row_of(const sq_session *s) {
+    return s->n_guessed - s->n_ahead;
+}
+
+static bool row_is_here(const sq_session *s, uint32_t row) {
+    return s->here >> row & 1;
+}
+
+/* Rows [first, first + n) of what the last run left on the device. */
+static sq_status device_read(sq_session *s, uint32_t first, uint32_t n, float *logits, sq_error *error) {
+    double start = sq_clock_seconds();
+    sq_status status = s->model->offload.api->read_logits(s->device, first, n, logits, error);
+    sq_profile_device(&s->profile, start);
+    return status;
+}
+
+/* Brings the row from the device, where it is there alone. */
+static sq_status row_fetch(sq_session *s, uint32_t row, sq_error *error) {
+    if (row_is_here(s, row))
+        return SQ_OK;
+    sq_status status = device_read(s, row, 1, s->logits + (size_t)row * s->model->hparams.n_vocab, error);
+    if (!status)
+        s->here |= 1u << row;
+    return status;
+}
+
+const float *sq_session_logits(sq_session *session) {
+    uint32_t row = row_of(session);
+    if (!session->has_logits || row_fetch(session, row, NULL))
+        return NULL;
+    return session->logits + (size_t)row * session->model->hparams.n_vocab;
+}
+
+sq_status sq_session_sample(sq_session *session, sq_sampler *sampler, sq_token *token, sq_error *error) {
+    uint32_t row = row_of(session);
+    if (!session->has_logits)
+        return sq_fail(error, SQ_ERROR_ARGUMENT,
+                       "there are no logits to draw from; append or sync tokens first");
+    if (!row_is_here(session, row) && sq_sampler_is_greedy(sampler)) {
+        *token = session->greedy[row];
+        return SQ_OK;
+    }
+    sq_status status = row_fetch(session, row, error);
+    if (!status)
+        *token = sq_sampler_sample(sampler, sq_session_logits(session));
+    return status;
 }
 
 void sq_session_cancel(sq_session *session) {
@@ -173,37 +227,75 @@ static void run_task(void *context, uint32_t thread) {
     run->model->arch->forward(run, thread);
 }
 
-/* Runs one piece of at most SQ_RUN_TOKENS tokens. Logits of the last n_logits go to `logits`. */
-static sq_status piece_run(sq_session *s, const sq_token *tokens, uint32_t n_tokens, float *logits,
-                           uint32_t n_logits, sq_error *error) {
+/* Runs the first layers, or, where there is no device, all of the model. */
+static void cpu_run(sq_session *s, const sq_token *tokens, uint32_t n_tokens, uint32_t n_logits,
+                    float *logits) {
     sq_run *run = &s->run;
     run->tokens = tokens;
     run->n_tokens = n_tokens;
     run->position = s->n_tokens;
     run->logits = logits;
-    run->n_logits = n_logits;
-    run->stopped = false;
+    run->n_logits = s->device ? 0 : n_logits;
+    sq_pool_run(s->pool, run_task, run);
+}
+
+/* Runs the layers that the CPU has not run. The logits go to `logits`, or, where that is NULL, stay there. */
+static sq_status device_run(sq_session *s, const sq_token *tokens, uint32_t n_tokens, uint32_t n_logits,
+                            float *logits, sq_error *error) {
+    bool whole = !s->model->n_cpu_layers;
+    sq_device_job job = {
+        .tokens = tokens,
+        .n_tokens = n_tokens,
+        .position = s->n_tokens,
+        .long_rope = s->run.long_rope,
+        .x = whole ? NULL : s->run.x.data,
+        .stride = s->run.x.stride,
+        .n_logits = n_logits,
+    };
+    double start = sq_clock_seconds();
+    sq_status status = s->model->offload.api->run(s->device, &job, logits ? NULL : s->greedy, error);
+    sq_profile_device(&s->profile, start);
+    return status || !logits ? status : device_read(s, 0, n_logits, logits, error);
+}
+
+/* Runs one piece. Logits of the last n_logits tokens go to `logits`, or, where that is NULL, are the rows of
+ * s->logits. */
+static sq_status piece_run(sq_session *s, const sq_token *tokens, uint32_t n_tokens, uint32_t n_logits,
+                           float *logits, sq_error *error) {
     s->has_logits = false;
     s->n_guessed = s->n_ahead = 0;
-    sq_pool_run(s->pool, run_task, run);
-    if (run->stopped)
+    s->here = s->device ? 0 : UINT32_MAX;
+    s->run.stopped = atomic_load_explicit(&s->cancel, memory_order_relaxed);
+    if (!s->run.stopped && s->model->n_cpu_layers)
+        cpu_run(s, tokens, n_tokens, n_logits, logits ? logits : s->logits);
+    if (s->run.stopped)
         return sq_fail(error, SQ_ERROR_CANCELLED, "stopped after %u tokens, as asked", s->n_tokens);
+    sq_status status = s->device ? device_run(s, tokens, n_tokens, n_logits, logits, error) : SQ_OK;
+    if (status)
+        return status;
     memmove(s->tokens + s->n_tokens, tokens, n_tokens * sizeof *tokens);
     s->n_tokens += n_tokens;
     return SQ_OK;
 }
 
+/* Tokens of a piece at most. */
+static uint32_t piece_tokens(const sq_session *s) {
+    uint32_t n = s->device ? s->model->offload.api->run_tokens : SQ_RUN_TOKENS;
+    return s->model->n_cpu_layers && n > SQ_RUN_TOKENS ? SQ_RUN_TOKENS : n;
+}
+
 /* Runs the tokens, piece by piece. Logits of all go to `logits`, or, where that is NULL, those of the last
- * one to s->logits. */
+ * one to row 0 of s->logits. */
 static sq_status pieces_run(sq_session *s, const sq_token *tokens, size_t n_tokens, float *logits,
                             sq_error *error) {
     size_t n_vocab = s->model->hparams.n_vocab;
+    uint32_t n_most = piece_tokens(s);
     for (size_t done = 0; done < n_tokens;) {
         size_t left = n_tokens - done;
-        uint32_t n = left < SQ_RUN_TOKENS ? (uint32_t)left : SQ_RUN_TOKENS;
+        uint32_t n = left < n_most ? (uint32_t)left : n_most;
         bool last = n == left;
-        sq_status status = logits ? piece_run(s, tokens + done, n, logits + done * n_vocab, n, error)
-                                  : piece_run(s, tokens + done, n, s->logits, last ? 1 : 0, error);
+        sq_status status = logits ? piece_run(s, tokens + done, n, n, logits + done * n_vocab, error)
+                                  : piece_run(s, tokens + done, n, last ? 1 : 0, NULL, error);
         if (status)
             return status;
         done += n;
@@ -235,10 +327,10 @@ static sq_status token_run(sq_session *s, sq_token token, sq_error *error) {
     uint32_t limit =
         s->run.long_rope ? s->n_ctx : s->model->hparams.n_ctx_short; /* up to which rotations stay */
     limit = limit < s->n_ctx ? limit : s->n_ctx;
-    sq_token batch[1 + SQ_LOOKUP_TOKENS] = {token};
+    sq_token batch[N_ROWS] = {token};
     s->tokens[s->n_tokens] = token;
     uint32_t n = sq_lookup_guess(&s->lookup, s->tokens, s->n_tokens + 1, limit - s->n_tokens - 1, batch + 1);
-    sq_status status = piece_run(s, batch, 1 + n, s->logits, 1 + n, error);
+    sq_status status = piece_run(s, batch, 1 + n, 1 + n, NULL, error);
     if (!status) {
         s->n_tokens -= n;
         s->n_guessed = s->n_ahead = n;
@@ -256,8 +348,10 @@ static sq_status tokens_run(sq_session *s, const sq_token *tokens, size_t n_toke
                                                          : pieces_run(s, tokens, n_tokens, logits, error);
     if (status)
         return status;
-    if (logits)
+    if (logits) {
         memcpy(s->logits, logits + (n_tokens - 1) * n_vocab, n_vocab * sizeof *logits);
+        s->here = 1;
+    }
     s->has_logits = true;
     return SQ_OK;
 }

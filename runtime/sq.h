@@ -64,6 +64,12 @@ typedef struct sq_model_options {
      * 1e-4. How a prompt is cut into pieces then shows in the last digits; the number of threads never
      * does. */
     bool exact;
+    /* Where layers run: "cpu"; "cuda", on an NVIDIA GPU, SQ_ERROR_UNSUPPORTED where that cannot be; or "auto"
+     * (or NULL), there where it can be, else on the CPU, and sq_model_info says why. */
+    const char *device;
+    /* How many layers the GPU gets, counted from the last; with them the final norm and the head. The CPU
+     * runs the others. 0: as many as its free memory holds, beside a session of default length. */
+    uint32_t gpu_layers;
 } sq_model_options;
 
 /* Maps and checks the file. `options` may be NULL. The weights stay in the page cache and are read
@@ -73,10 +79,13 @@ void sq_model_close(sq_model *model);
 
 /* What a model is. Strings live as long as the model. */
 typedef struct sq_model_info {
-    const char *architecture; /* "llama" */
-    const char *name;         /* general.name, or "" */
-    const char *cpu;          /* the instruction set in use: "avx512" */
-    const char *prompt;       /* the arithmetic of prompts: "int16", or "f32" where exact */
+    const char *architecture;  /* "llama" */
+    const char *name;          /* general.name, or "" */
+    const char *cpu;           /* the instruction set in use: "avx512" */
+    const char *prompt;        /* the arithmetic of prompts: "int16", or "f32" where exact */
+    const char *device;        /* the GPU that has layers, "NVIDIA H200"; "" where none has */
+    const char *device_absent; /* why none has, though "auto" was asked for; else "" */
+    uint32_t gpu_layers;       /* how many, counted from the last */
     uint32_t n_layers;
     uint32_t n_embd; /* width of the residual stream */
     uint32_t n_ff;
@@ -223,8 +232,9 @@ void sq_session_truncate(sq_session *session, size_t n_tokens);
  * it, to the last bit. */
 void sq_session_set_lookup(sq_session *session, bool on);
 
-/* Logits after the last token, [n_vocab]; NULL while there are none. Valid until the session changes. */
-const float *sq_session_logits(const sq_session *session);
+/* Logits after the last token, [n_vocab]; NULL while there are none, or where a GPU that has them failed.
+ * Valid until the session changes. */
+const float *sq_session_logits(sq_session *session);
 
 /* Where the time of all runs so far went, as the thread saw it that called them. */
 typedef struct sq_time {
@@ -271,6 +281,9 @@ sq_status sq_sampler_create(const sq_model *model, const sq_sampler_options *opt
 void sq_sampler_free(sq_sampler *sampler);
 /* Draws the next token from `logits` [n_vocab], which stay as they are. */
 sq_token sq_sampler_sample(sq_sampler *sampler, const float *logits);
+/* The same from the session's logits. Where a GPU has these and the largest is all that the sampler asks for
+ * (temperature 0, no biases, no penalties), they stay there. */
+sq_status sq_session_sample(sq_session *session, sq_sampler *sampler, sq_token *token, sq_error *error);
 /* Tells the sampler what was really appended, prompt included where the penalties shall see it. */
 void sq_sampler_accept(sq_sampler *sampler, sq_token token);
 /* Forgets what was accepted and starts the random numbers at `seed` again. */

@@ -261,9 +261,10 @@ int main(int argc, char **argv) {
         return code;
     }
     tool_ignore_closed_pipes();
+    const sq_model_options model_options = {.device = "cpu"}; /* nothing runs */
     sq_model *model;
     sq_error error;
-    if (!tool_check(tool_name, sq_model_open(r.path, NULL, &model, &error), &error)) {
+    if (!tool_check(tool_name, sq_model_open(r.path, &model_options, &model, &error), &error)) {
         return 1;
     }
     r.model = model;

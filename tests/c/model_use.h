@@ -83,7 +83,8 @@ static void model_use_rows(const sq_model *model) {
 static sq_status model_use_memory(const void *data, size_t n_bytes, sq_error *error) {
     sq_model *model;
     sq_model_info info;
-    sq_status status = sq_model_open_memory(data, n_bytes, NULL, &model, error);
+    const sq_model_options options = {.device = "cpu"};
+    sq_status status = sq_model_open_memory(data, n_bytes, &options, &model, error);
     if (status) {
         if (model || status != error->status)
             abort();

@@ -19,25 +19,19 @@ typedef struct entry {
 #define ENTRY(name) {#name, (any_function)name}
 
 static const entry entries[] = {
-    ENTRY(sq_chat_check),        ENTRY(sq_chat_tokenize),
-    ENTRY(sq_detokenize),        ENTRY(sq_log_probability),
-    ENTRY(sq_model_close),       ENTRY(sq_model_get_info),
-    ENTRY(sq_model_get_tensor),  ENTRY(sq_model_kv_bytes),
-    ENTRY(sq_model_meta),        ENTRY(sq_model_n_tensors),
-    ENTRY(sq_model_open),        ENTRY(sq_model_read_row),
-    ENTRY(sq_sampler_accept),    ENTRY(sq_sampler_create),
-    ENTRY(sq_sampler_defaults),  ENTRY(sq_sampler_free),
-    ENTRY(sq_sampler_reset),     ENTRY(sq_sampler_sample),
-    ENTRY(sq_session_append),    ENTRY(sq_session_cancel),
-    ENTRY(sq_session_create),    ENTRY(sq_session_free),
-    ENTRY(sq_session_logits),    ENTRY(sq_session_n_ctx),
-    ENTRY(sq_session_n_threads), ENTRY(sq_session_set_lookup),
-    ENTRY(sq_session_sync),      ENTRY(sq_session_times),
-    ENTRY(sq_session_tokens),    ENTRY(sq_session_truncate),
-    ENTRY(sq_token_bos),         ENTRY(sq_token_eos),
-    ENTRY(sq_token_is_control),  ENTRY(sq_token_is_stop),
-    ENTRY(sq_token_text),        ENTRY(sq_tokenize),
-    ENTRY(sq_utf8_complete),     ENTRY(sq_version),
+    ENTRY(sq_chat_check),        ENTRY(sq_chat_tokenize),  ENTRY(sq_detokenize),
+    ENTRY(sq_log_probability),   ENTRY(sq_model_close),    ENTRY(sq_model_get_info),
+    ENTRY(sq_model_get_tensor),  ENTRY(sq_model_kv_bytes), ENTRY(sq_model_meta),
+    ENTRY(sq_model_n_tensors),   ENTRY(sq_model_open),     ENTRY(sq_model_read_row),
+    ENTRY(sq_sampler_accept),    ENTRY(sq_sampler_create), ENTRY(sq_sampler_defaults),
+    ENTRY(sq_sampler_free),      ENTRY(sq_sampler_reset),  ENTRY(sq_sampler_sample),
+    ENTRY(sq_session_append),    ENTRY(sq_session_cancel), ENTRY(sq_session_create),
+    ENTRY(sq_session_free),      ENTRY(sq_session_logits), ENTRY(sq_session_n_ctx),
+    ENTRY(sq_session_n_threads), ENTRY(sq_session_sample), ENTRY(sq_session_set_lookup),
+    ENTRY(sq_session_sync),      ENTRY(sq_session_times),  ENTRY(sq_session_tokens),
+    ENTRY(sq_session_truncate),  ENTRY(sq_token_bos),      ENTRY(sq_token_eos),
+    ENTRY(sq_token_is_control),  ENTRY(sq_token_is_stop),  ENTRY(sq_token_text),
+    ENTRY(sq_tokenize),          ENTRY(sq_utf8_complete),  ENTRY(sq_version),
 };
 
 int main(void) {
