@@ -31,7 +31,7 @@ sq_status gpu_check(cudaError_t result, const char *what, sq_error *error) {
 
 enum { OLDEST_MAJOR = 8 };
 
-static sq_status card_open(gpu_card *card, sq_device_info *info, sq_error *error) {
+sq_status gpu_card_open(gpu_card *card, sq_device_info *info, sq_error *error) {
     int n = 0;
     cudaError_t result = cudaGetDeviceCount(&n);
     if (result == cudaErrorInsufficientDriver) {
@@ -73,7 +73,7 @@ static sq_status card_open(gpu_card *card, sq_device_info *info, sq_error *error
 
 static sq_status find(sq_device_info *info, sq_error *error) {
     gpu_card card;
-    return card_open(&card, info, error);
+    return gpu_card_open(&card, info, error);
 }
 
 /* ---- models ------------------------------------------------------------------------------------ */
@@ -132,16 +132,19 @@ static sq_status check(const sq_model *m, uint32_t first_layer, sq_error *error)
 
 static uint64_t session_bytes(const sq_model *model, uint32_t first_layer, uint32_t n_ctx, sq_kv_type) {
     gpu_card card;
-    return card_open(&card, NULL, NULL) ? UINT64_MAX : gpu_session_bytes(model, first_layer, &card, n_ctx);
+    return gpu_card_open(&card, NULL, NULL) ? UINT64_MAX
+                                            : gpu_session_bytes(model, first_layer, &card, n_ctx);
 }
 
 static sq_status device_create(sq_device *d, sq_error *error) {
-    sq_status status = card_open(&d->card, NULL, error);
+    sq_status status = gpu_card_open(&d->card, NULL, error);
     if (!status)
         status = gpu_check(cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking),
                            "creating a CUDA stream", error);
     if (!status)
         status = gpu_check(gpu_gemv_prepare(&d->card), "loading the kernels", error);
+    if (!status)
+        status = gpu_check(gpu_gemm_prepare(&d->card), "loading the kernels", error);
     if (!status)
         status = gpu_check(gpu_residual_prepare(&d->card), "loading the kernels", error);
     if (!status)

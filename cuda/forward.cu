@@ -7,15 +7,20 @@ static gpu_operand operand_at(gpu_operand o, uint32_t first) {
     return o;
 }
 
-static void product_run(gpu_launch *l, const gpu_product *p) {
+void gpu_multiply(gpu_launch *l, const gpu_product *p, bool exact) {
+    if (p->n_tokens > GPU_GEMV_TOKENS && !exact) {
+        gpu_gemm(l, p);
+        return;
+    }
+    uint32_t at_once = exact ? GPU_FEW_TOKENS : GPU_GEMV_TOKENS;
     gpu_product part = *p;
-    for (uint32_t first = 0; first < p->n_tokens; first += GPU_FEW_TOKENS) {
-        part.n_tokens = min(p->n_tokens - first, (uint32_t)GPU_FEW_TOKENS);
+    for (uint32_t first = 0; first < p->n_tokens; first += at_once) {
+        part.n_tokens = min(p->n_tokens - first, at_once);
         part.in = operand_at(p->in, first);
         part.next = p->next.data ? operand_at(p->next, first) : p->next;
         part.out = p->out ? p->out + (size_t)first * p->out_stride : nullptr;
-        part.in_squares.sums =
-            p->in_squares.sums ? p->in_squares.sums + (size_t)first * p->in_squares.stride : nullptr;
+        if (p->in_squares.sums)
+            part.in_squares.sums = p->in_squares.sums + (size_t)first * p->in_squares.stride;
         part.next_squares = p->next_squares ? p->next_squares + (size_t)first * p->w.n_tiles : nullptr;
         gpu_gemv(l, &part, {});
     }
@@ -34,13 +39,13 @@ static gpu_product product_of(const gpu_matrix *w, gpu_operand in, const gpu_squ
 }
 
 /* out = W in + bias */
-static void store(gpu_launch *l, const gpu_matrix *w, gpu_operand in, const gpu_squares *squares,
-                  uint32_t n_tokens, float *out, uint32_t out_stride, float cap) {
+static void store(sq_device_session *s, gpu_launch *l, const gpu_matrix *w, gpu_operand in,
+                  const gpu_squares *squares, uint32_t n_tokens, float *out, uint32_t out_stride, float cap) {
     gpu_product p = product_of(w, in, squares, n_tokens, GPU_STORE);
     p.out = out;
     p.out_stride = out_stride;
     p.cap = cap;
-    product_run(l, &p);
+    gpu_multiply(l, &p, s->device->model->exact);
 }
 
 /* x = after(x + out(W in)), normed = before(x). Where only `before` is there, and is the usual norm, all in
@@ -48,18 +53,18 @@ static void store(gpu_launch *l, const gpu_matrix *w, gpu_operand in, const gpu_
 static void add(sq_device_session *s, gpu_launch *l, const gpu_matrix *w, gpu_operand in, uint32_t n_tokens,
                 gpu_norm out, gpu_norm after, gpu_norm before, gpu_squares *squares) {
     const sq_hparams *h = &s->device->model->hparams;
-    if (!out.weight && !after.weight && before.weight && !before.bias) {
+    if (n_tokens <= GPU_GEMV_TOKENS && !out.weight && !after.weight && before.weight && !before.bias) {
         gpu_product p = product_of(w, in, nullptr, n_tokens, GPU_ADD);
         p.out = s->x;
         p.out_stride = s->x_stride;
         p.next = s->normed;
         p.next_weight = before.weight;
         p.next_squares = s->squares;
-        product_run(l, &p);
+        gpu_multiply(l, &p, s->device->model->exact);
         *squares = {s->squares, w->n_tiles, w->n_tiles, h->n_embd, h->norm_eps};
         return;
     }
-    store(l, w, in, nullptr, n_tokens, s->h, s->x_stride, 0);
+    store(s, l, w, in, nullptr, n_tokens, s->h, s->x_stride, 0);
     gpu_residual r = {s->x, s->x_stride, h->n_embd, s->h, out, after, before, s->normed, h->norm_eps};
     gpu_add_residual(l, &r, n_tokens);
     *squares = {};
@@ -73,7 +78,7 @@ static void layer_attend(sq_device_session *s, gpu_launch *l, uint32_t index, co
     const sq_layer *described = &d->model->layers[index];
     uint32_t at = 0;
     for (uint32_t i = 0; i < layer->n_qkv; i++) {
-        store(l, &layer->qkv[i], s->normed, squares, n_tokens, s->qkv + at, s->qkv_stride, 0);
+        store(s, l, &layer->qkv[i], s->normed, squares, n_tokens, s->qkv + at, s->qkv_stride, 0);
         at += gpu_rows(&layer->qkv[i]);
     }
     gpu_attention a = {};
@@ -111,8 +116,8 @@ static void layer_ffn(sq_device_session *s, gpu_launch *l, uint32_t index, const
     const sq_model *m = s->device->model;
     const gpu_layer *layer = &s->device->layers[index];
     if (!layer->interleaved && !m->arch->plain_ffn) {
-        store(l, &layer->gate, s->normed, squares, n_tokens, s->gate, s->ff_stride, 0);
-        store(l, &layer->up, s->normed, squares, n_tokens, s->up, s->ff_stride, 0);
+        store(s, l, &layer->gate, s->normed, squares, n_tokens, s->gate, s->ff_stride, 0);
+        store(s, l, &layer->up, s->normed, squares, n_tokens, s->up, s->ff_stride, 0);
         gpu_gate(l, s->gate, s->up, s->ff_stride, m->hparams.n_ff, m->arch->activation, s->ff, n_tokens);
         return;
     }
@@ -121,7 +126,7 @@ static void layer_ffn(sq_device_session *s, gpu_launch *l, uint32_t index, const
     p.next = s->ff;
     p.activation = m->arch->activation;
     p.relu = true;
-    product_run(l, &p);
+    gpu_multiply(l, &p, s->device->model->exact);
 }
 
 /* What a norm before a sublayer is, and one behind the addition: decoder.c, layer_forward. */
@@ -157,7 +162,7 @@ static void enter(sq_device_session *s, gpu_launch *l, uint32_t n_tokens) {
         r.n = h->n_token_embd;
         r.next = s->token_embd;
         gpu_enter(l, &e, &r, n_tokens);
-        store(l, &d->embd_in, s->token_embd, nullptr, n_tokens, s->x, s->x_stride, 0);
+        store(s, l, &d->embd_in, s->token_embd, nullptr, n_tokens, s->x, s->x_stride, 0);
         e.given = s->x; /* and now from there */
         e.given_stride = s->x_stride;
     } else {
@@ -199,10 +204,10 @@ void gpu_logits(sq_device_session *s, gpu_launch *l, uint32_t first, uint32_t n)
     if (h->n_token_embd != h->n_embd) {
         gpu_product p = product_of(&d->embd_out, in, &squares, n, GPU_OPERAND);
         p.next = s->token_embd;
-        product_run(l, &p);
+        gpu_multiply(l, &p, s->device->model->exact);
         in = s->token_embd;
         squares = {};
     }
-    store(l, &d->head, in, &squares, n, s->logits, s->logits_stride, h->logit_cap);
+    store(s, l, &d->head, in, &squares, n, s->logits, s->logits_stride, h->logit_cap);
     gpu_argmax(l, s->logits, s->logits_stride, h->n_vocab, s->greedy, n);
 }

@@ -1,10 +1,11 @@
-/* y = W x for 1 to 8 tokens, with all that comes before and after: the norm's root mean square, kept weights,
- * bias, and what becomes of y.
+/* y = W x for 1 to 16 tokens, with all that comes before and after: the norm's root mean square, kept
+ * weights, bias, and what becomes of y.
  *
- *     a block          some tiles of 16 rows, one after another; its warps deal the spans of inputs among
- * them a warp           decodes its spans into the A operand of mma; columns 2t and 2t + 1 of the B operand
- * are the high and low parts of token t, from shared memory a thread         also sums the kept weights of
- * one row: blockDim / 16 threads a row
+ *     a block     some tiles of 16 rows, one after another; its warps share the spans of inputs
+ *     a warp      decodes its spans into the A operand of mma, for activations in shared memory. Up to 8
+ *                 tokens columns 2t and 2t + 1 of B are the two parts of token t's activations; of more
+ *                 tokens column t is the high part alone
+ *     a thread    also sums the kept weights of one row: blockDim / 16 threads share a row
  *
  * Partial sums meet in shared memory and are added in a fixed order: no atomics, the same result every time.
  * Codes of the next tile are under way while a tile ends, and the first ones before the kernel that makes the
@@ -27,15 +28,15 @@ struct layout {
     size_t sums_at, sparse_at, scales_at, bytes;
 };
 
-__host__ __device__ layout layout_of(uint32_t bits, uint32_t n_tokens, uint32_t n_warps,
+__host__ __device__ layout layout_of(uint32_t bits, uint32_t n_tokens, uint32_t n_columns, uint32_t n_warps,
                                      uint32_t phase_spans) {
     layout l;
     l.phase_spans = phase_spans;
     l.column_stride = phase_spans * sq_span_chunks(bits) * SQ_CHUNK + COLUMN_PAD;
-    l.sums_at = (size_t)2 * n_tokens * l.column_stride * sizeof(uint16_t);
+    l.sums_at = (size_t)n_columns * l.column_stride * sizeof(uint16_t);
     l.sparse_at = l.sums_at + (size_t)2 * n_warps * n_tokens * SQ_TILE * sizeof(float);
     l.scales_at = l.sparse_at + (size_t)2 * n_tokens * SQ_TILE * sizeof(float);
-    l.bytes = l.scales_at + GPU_FEW_TOKENS * sizeof(float);
+    l.bytes = l.scales_at + GPU_GEMV_TOKENS * sizeof(float);
     return l;
 }
 
@@ -54,14 +55,15 @@ __device__ __forceinline__ void group_load(span_codes<BITS> (&group)[spans_at_on
             group[i].load(w, at.tile, at.span + i * n_warps, lane);
 }
 
-/* Inputs [phase, phase + phase_spans) of all columns, in spans, to shared memory. */
+/* Inputs [first, first + n) of all columns to shared memory. */
+template <bool SPLIT>
 __device__ void activations_load(const gpu_product &p, const layout &l, uint32_t first, uint32_t n,
                                  uint16_t *columns) {
-    uint32_t vectors = n / 8;
-    for (uint32_t i = threadIdx.x; i < 2 * p.n_tokens * vectors; i += blockDim.x) {
-        uint32_t column = i / vectors, at = i % vectors * 8;
+    uint32_t vectors = n / 8, n_columns = (SPLIT ? 2 : 1) * p.n_tokens;
+    for (uint32_t i = threadIdx.x; i < n_columns * vectors; i += blockDim.x) {
+        uint32_t column = i / vectors, at = i % vectors * 8, row = SPLIT ? column : 2 * column;
         copy_async(columns + (size_t)column * l.column_stride + at,
-                   p.in.data + (size_t)column * p.in.stride + first + at);
+                   p.in.data + (size_t)row * p.in.stride + first + at);
     }
     copies_commit();
     copies_wait<0>();
@@ -82,7 +84,7 @@ __device__ void scales_load(const gpu_squares &s, uint32_t n_tokens, uint32_t wa
 
 /* Kept weights of a row, dealt to `n` threads of which this is number `i`: entries [begin, end), of columns
  * that are in the phase. `entry` is the thread's first, loaded before. */
-template <int TOKENS>
+template <int TOKENS, bool SPLIT>
 __device__ __forceinline__ void sparse_add(const gpu_product &p, const layout &l, const uint16_t *columns,
                                            uint32_t phase_first, uint32_t phase_inputs, uint32_t entry,
                                            uint32_t at, uint32_t end, uint32_t n, float sums[TOKENS]) {
@@ -94,8 +96,8 @@ __device__ __forceinline__ void sparse_add(const gpu_product &p, const layout &l
 #pragma unroll
         for (int t = 0; t < TOKENS; t++)
             if (t < (int)p.n_tokens) {
-                const uint16_t *x = columns + (size_t)2 * t * l.column_stride + column;
-                sums[t] += value * operand_value(x[0], x[l.column_stride]);
+                const uint16_t *x = columns + (size_t)(SPLIT ? 2 : 1) * t * l.column_stride + column;
+                sums[t] += value * operand_value(x[0], SPLIT ? x[l.column_stride] : 0);
             }
     }
 }
@@ -135,13 +137,15 @@ __device__ void y_use(const gpu_product &p, uint32_t tile, uint32_t slot, uint32
     }
 }
 
-/* GROUPS: of four tokens, which take eight columns. */
-template <int BITS, int GROUPS>
+/* GROUPS: of eight columns; SPLIT: a token has two. */
+template <int BITS, int GROUPS, bool SPLIT>
 __global__ void __launch_bounds__(512) gemv(gpu_product p, uint32_t phase_spans) {
+    constexpr int TOKENS = (SPLIT ? 4 : 8) * GROUPS;
     constexpr int AT_ONCE = spans_at_once(BITS);
     uint8_t *memory = shared_memory<uint8_t>();
     uint32_t n_warps = blockDim.x / SQ_LANES, warp = threadIdx.x / SQ_LANES, lane = threadIdx.x % SQ_LANES;
-    layout l = layout_of(BITS, p.n_tokens, n_warps, phase_spans);
+    const uint32_t n_columns = (SPLIT ? 2 : 1) * p.n_tokens;
+    layout l = layout_of(BITS, p.n_tokens, n_columns, n_warps, phase_spans);
     uint16_t *columns = (uint16_t *)memory;
     float *scales = (float *)(memory + l.scales_at);
     const uint32_t first_tile = (uint64_t)p.w.n_tiles * blockIdx.x / gridDim.x;
@@ -164,11 +168,11 @@ __global__ void __launch_bounds__(512) gemv(gpu_product p, uint32_t phase_spans)
     for (int i = 0; i < GROUPS; i++) {
         uint32_t column = 8 * i + lane / 4;
         lane_columns[i] =
-            column < 2 * p.n_tokens ? columns + (size_t)column * l.column_stride + 8 * (lane % 4) : nullptr;
+            column < n_columns ? columns + (size_t)column * l.column_stride + 8 * (lane % 4) : nullptr;
     }
     const bool one_phase = phase_spans >= n_spans;
     if (one_phase)
-        activations_load(p, l, 0, n_spans * span_inputs, columns);
+        activations_load<SPLIT>(p, l, 0, n_spans * span_inputs, columns);
     __syncthreads();
 
     for (uint32_t tile = first_tile; tile < last_tile; tile++) {
@@ -181,12 +185,12 @@ __global__ void __launch_bounds__(512) gemv(gpu_product p, uint32_t phase_spans)
             sparse_end = __ldg(row + 1);
             entry = sparse_at < sparse_end ? __ldg(p.w.sparse + sparse_at) : 0;
         }
-        float sums[GROUPS][4] = {}, sparse_sums[4 * GROUPS] = {};
+        float sums[GROUPS][4] = {}, sparse_sums[TOKENS] = {};
         for (uint32_t phase = 0; phase < n_spans; phase += phase_spans) {
             uint32_t end = min(phase + phase_spans, n_spans);
             if (!one_phase) {
                 __syncthreads();
-                activations_load(p, l, phase * span_inputs, (end - phase) * span_inputs, columns);
+                activations_load<SPLIT>(p, l, phase * span_inputs, (end - phase) * span_inputs, columns);
                 __syncthreads();
             }
             /* All warps take as many turns, whether they have spans left or not. */
@@ -217,26 +221,28 @@ __global__ void __launch_bounds__(512) gemv(gpu_product p, uint32_t phase_spans)
                 }
             }
             if (p.w.sparse_first)
-                sparse_add<4 * GROUPS>(p, l, columns, phase * span_inputs, (end - phase) * span_inputs, entry,
-                                       sparse_at, sparse_end, n_sharers, sparse_sums);
+                sparse_add<TOKENS, SPLIT>(p, l, columns, phase * span_inputs, (end - phase) * span_inputs,
+                                          entry, sparse_at, sparse_end, n_sharers, sparse_sums);
         }
 
         /* Two sets of sums, by turns: no thread is more than a barrier ahead. */
         uint32_t set = (tile - first_tile) % 2;
         float *warp_sums = (float *)(memory + l.sums_at) + (size_t)set * n_warps * p.n_tokens * SQ_TILE;
         float *row_sparse = (float *)(memory + l.sparse_at) + (size_t)set * p.n_tokens * SQ_TILE;
+        float *to = warp_sums + (size_t)warp * p.n_tokens * SQ_TILE + lane / 4;
 #pragma unroll
-        for (int n = 0; n < GROUPS; n++) {
-            uint32_t token = 4 * n + lane % 4;
-            if (token < p.n_tokens) {
-                float *to = warp_sums + ((size_t)warp * p.n_tokens + token) * SQ_TILE + lane / 4;
-                to[0] = operand_sum(sums[n][0], sums[n][1]);
-                to[8] = operand_sum(sums[n][2], sums[n][3]);
+        for (int n = 0; n < GROUPS; n++)
+#pragma unroll
+            for (int j = 0; j < (SPLIT ? 1 : 2); j++) {
+                uint32_t token = SPLIT ? 4 * n + lane % 4 : 8 * n + 2 * (lane % 4) + j;
+                if (token < p.n_tokens) {
+                    to[token * SQ_TILE] = operand_sum(sums[n][j], SPLIT ? sums[n][1] : 0);
+                    to[token * SQ_TILE + 8] = operand_sum(sums[n][2 + j], SPLIT ? sums[n][3] : 0);
+                }
             }
-        }
         if (p.w.sparse_first) {
 #pragma unroll
-            for (int token = 0; token < 4 * GROUPS; token++)
+            for (int token = 0; token < TOKENS; token++)
                 if (token < (int)p.n_tokens) {
                     float sum = lanes_sum(sparse_sums[token], n_sharers);
                     if (my_place == 0)
@@ -244,12 +250,12 @@ __global__ void __launch_bounds__(512) gemv(gpu_product p, uint32_t phase_spans)
                 }
         }
         __syncthreads();
-        if (warp * SQ_LANES < p.n_tokens * SQ_TILE) {
-            uint32_t slot = threadIdx.x % SQ_TILE, token = threadIdx.x / SQ_TILE;
+        for (uint32_t i = warp * SQ_LANES; i < p.n_tokens * SQ_TILE; i += blockDim.x) {
+            uint32_t slot = lane % SQ_TILE, token = (i + lane) / SQ_TILE;
             float y = 0;
             if (token < p.n_tokens) {
-                for (uint32_t i = 0; i < n_warps; i++)
-                    y += warp_sums[((size_t)i * p.n_tokens + token) * SQ_TILE + slot];
+                for (uint32_t w = 0; w < n_warps; w++)
+                    y += warp_sums[((size_t)w * p.n_tokens + token) * SQ_TILE + slot];
                 y += p.w.sparse_first ? row_sparse[token * SQ_TILE + slot] : 0;
                 y *= scales[token];
                 y += p.w.bias ? p.w.bias[tile * SQ_TILE + slot] : 0;
@@ -261,22 +267,22 @@ __global__ void __launch_bounds__(512) gemv(gpu_product p, uint32_t phase_spans)
 
 using gemv_kernel = void (*)(gpu_product, uint32_t);
 
-template <int BITS> gemv_kernel kernel_of(bool few) {
-    return few ? gemv<BITS, 1> : gemv<BITS, 2>;
+template <int BITS> gemv_kernel kernel_of(uint32_t n_tokens) {
+    return n_tokens <= 4 ? gemv<BITS, 1, true> : n_tokens <= 8 ? gemv<BITS, 2, true> : gemv<BITS, 2, false>;
 }
 
-gemv_kernel kernel_of(uint32_t bits, bool few) {
+gemv_kernel kernel_of(uint32_t bits, uint32_t n_tokens) {
     switch (bits) {
     case 2:
-        return kernel_of<2>(few);
+        return kernel_of<2>(n_tokens);
     case 3:
-        return kernel_of<3>(few);
+        return kernel_of<3>(n_tokens);
     case 4:
-        return kernel_of<4>(few);
+        return kernel_of<4>(n_tokens);
     case 8:
-        return kernel_of<8>(few);
+        return kernel_of<8>(n_tokens);
     default:
-        return kernel_of<16>(few);
+        return kernel_of<16>(n_tokens);
     }
 }
 
@@ -285,28 +291,25 @@ gemv_kernel kernel_of(uint32_t bits, bool few) {
 cudaError_t gpu_gemv_prepare(const gpu_card *card) {
     cudaError_t result = cudaSuccess;
     for (uint32_t bits : {2u, 3u, 4u, 8u, 16u})
-        for (bool few : {true, false})
+        for (uint32_t n_tokens : {4u, 8u, 16u})
             if (result == cudaSuccess)
-                result = cudaFuncSetAttribute(
-                    kernel_of(bits, few), cudaFuncAttributeMaxDynamicSharedMemorySize, card->shared_bytes);
+                result =
+                    cudaFuncSetAttribute(kernel_of(bits, n_tokens),
+                                         cudaFuncAttributeMaxDynamicSharedMemorySize, card->shared_bytes);
     return result;
-}
-
-/* The most spans a phase may have for `budget` bytes. */
-static uint32_t phase_choose(const gpu_product *p, uint32_t n_warps, size_t budget) {
-    uint32_t spans = p->w.n_spans;
-    while (spans > 1 && layout_of(p->w.bits, p->n_tokens, n_warps, spans).bytes > budget)
-        spans = (spans + 1) / 2;
-    return spans;
 }
 
 void gpu_gemv(gpu_launch *l, const gpu_product *p, gpu_shape shape) {
     uint32_t n_warps = shape.n_warps ? shape.n_warps : 8;
     uint32_t blocks = shape.blocks_per_processor ? shape.blocks_per_processor : 2;
+    uint32_t n_columns = (p->n_tokens > GPU_FEW_TOKENS ? 1 : 2) * p->n_tokens, phase_spans = p->w.n_spans;
     size_t budget = l->card->shared_bytes / blocks - 1024; /* which the system keeps of each block's */
-    uint32_t phase_spans = phase_choose(p, n_warps, budget);
+    layout chosen = layout_of(p->w.bits, p->n_tokens, n_columns, n_warps, phase_spans);
+    while (phase_spans > 1 && chosen.bytes > budget) {
+        phase_spans = (phase_spans + 1) / 2;
+        chosen = layout_of(p->w.bits, p->n_tokens, n_columns, n_warps, phase_spans);
+    }
     uint32_t n_blocks = min(p->w.n_tiles, blocks * l->card->n_processors);
-    size_t bytes = layout_of(p->w.bits, p->n_tokens, n_warps, phase_spans).bytes;
-    gpu_run(l, kernel_of(p->w.bits, p->n_tokens <= 4), dim3(n_blocks), dim3(n_warps * SQ_LANES), bytes, *p,
+    gpu_run(l, kernel_of(p->w.bits, p->n_tokens), dim3(n_blocks), dim3(n_warps * SQ_LANES), chosen.bytes, *p,
             phase_spans);
 }

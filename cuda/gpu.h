@@ -84,6 +84,9 @@ typedef struct gpu_card {
     bool dependent_launch;
 } gpu_card;
 
+/* The card in use, and what is told of it (`info` may be NULL). SQ_ERROR_UNSUPPORTED where there is none. */
+sq_status gpu_card_open(gpu_card *card, sq_device_info *info, sq_error *error);
+
 /* How a product of few tokens is cut up; 0: by default. For the benchmark. */
 typedef struct gpu_shape {
     uint32_t n_warps, blocks_per_processor;
@@ -115,12 +118,18 @@ void gpu_run(gpu_launch *l, void (*kernel)(Parameters...), dim3 grid, dim3 block
         l->result = result;
 }
 
-/* Tokens at most of gpu_gemv. */
-enum { GPU_FEW_TOKENS = 8 };
+/* Tokens at most that keep both parts of their activations, and that gpu_gemv takes. */
+enum { GPU_FEW_TOKENS = 8, GPU_GEMV_TOKENS = 16 };
 
-void gpu_gemv(gpu_launch *l, const gpu_product *p, gpu_shape shape);
-/* Lets kernels use as much shared memory as the card has; once, before the first launch. */
+/* Let kernels use as much shared memory as the card has; once, before the first launch. */
 cudaError_t gpu_gemv_prepare(const gpu_card *card);
+cudaError_t gpu_gemm_prepare(const gpu_card *card);
+/* Up to GPU_GEMV_TOKENS. */
+void gpu_gemv(gpu_launch *l, const gpu_product *p, gpu_shape shape);
+/* Any number of tokens; not GPU_ADD, nor with in_squares. */
+void gpu_gemm(gpu_launch *l, const gpu_product *p);
+/* The one that suits. `exact`: with both parts of activations, however many tokens. */
+void gpu_multiply(gpu_launch *l, const gpu_product *p, bool exact);
 
 /* Writes what `source` has of tiles [first_tile, first_tile + n_tiles) into w->codes. */
 void gpu_pack(gpu_launch *l, const sq_pack_source *source, const gpu_matrix *w, uint32_t first_tile,

@@ -47,7 +47,7 @@ enum { STAGING_BYTES = 64 << 20 };
 struct placer {
     gpu_launch launch;
     uint8_t *base, *staging; /* NULL while counting */
-    size_t used;
+    size_t used, staged;     /* the most that lies in the staging buffer at once */
 
     template <typename T> T *take(size_t n) {
         T *piece = base ? (T *)(base + used) : nullptr;
@@ -181,6 +181,8 @@ void matrix_place(placer *p, const sq_linear *const *linears, uint32_t n, bool i
     w->n_tiles = s.n_tiles;
     w->n_in = n_in;
     w->n_spans = sq_n_spans(w->bits, n_in);
+    for (uint32_t i = 0; i < n; i++)
+        p->staged = max(p->staged, min((size_t)STAGING_BYTES, linears[i]->w.n_out * linears[i]->w.row_bytes));
     size_t n_vectors = sq_vector_at(w->bits, w->n_spans, w->n_tiles, 0, 0);
     size_t n_tables = w->bits == 8   ? (size_t)w->n_tiles * w->n_spans * 2 * 8
                       : w->bits < 16 ? (size_t)n_slots * sq_table_words(w->bits)
@@ -285,38 +287,28 @@ void model_place(placer *p, sq_device *d) {
 
 } // namespace
 
-uint64_t gpu_weights_bytes(const sq_model *model, uint32_t first_layer) {
-    placer counter = {};
-    sq_device d = {};
-    d.model = model;
-    d.first_layer = first_layer;
-    d.layers = (gpu_layer *)calloc(model->hparams.n_layers, sizeof *d.layers);
-    if (!d.layers)
-        return UINT64_MAX; /* more than any device has */
-    model_place(&counter, &d);
-    free(d.layers);
-    return counter.used;
-}
-
-sq_status gpu_weights_upload(sq_device *d, sq_error *error) {
+/* Allocates what `place` asks for, and lets it fill it. */
+template <typename F>
+static sq_status place_all(const gpu_card *card, cudaStream_t stream, F place, void **memory,
+                           sq_error *error) {
     placer p = {};
-    p.launch.card = &d->card;
-    p.launch.stream = d->stream;
-    uint64_t n_bytes = gpu_weights_bytes(d->model, d->first_layer);
-    d->layers = (gpu_layer *)calloc(d->model->hparams.n_layers, sizeof *d->layers);
-    if (!d->layers)
-        return gpu_fail(error, SQ_ERROR_MEMORY, "no memory for %u layers", d->model->hparams.n_layers);
+    place(&p);
+    uint64_t n_bytes = p.used, n_staged = p.staged;
+    p = {};
+    p.launch.card = card;
+    p.launch.stream = stream;
+    *memory = nullptr;
     sq_status status = SQ_OK;
-    if (cudaMalloc((uint8_t **)&d->memory, n_bytes) || cudaMalloc(&p.staging, STAGING_BYTES)) {
+    if (cudaMalloc((uint8_t **)memory, n_bytes) || cudaMalloc(&p.staging, n_staged)) {
         cudaGetLastError();
         status = gpu_fail(error, SQ_ERROR_MEMORY,
                           "%.2f GB of GPU memory for the weights are not to be had; put fewer layers there",
                           (double)n_bytes * 1e-9);
     }
     if (!status) {
-        p.base = (uint8_t *)d->memory;
+        p.base = (uint8_t *)*memory;
         try {
-            model_place(&p, d);
+            place(&p);
         } catch (const std::bad_alloc &) {
             status = gpu_fail(error, SQ_ERROR_MEMORY, "no memory to prepare weights for the GPU");
         }
@@ -325,7 +317,42 @@ sq_status gpu_weights_upload(sq_device *d, sq_error *error) {
     if (!status)
         status = gpu_check(p.launch.result, "uploading weights", error);
     cudaFree(p.staging);
+    if (status) {
+        cudaFree(*memory);
+        *memory = nullptr;
+    }
     return status;
+}
+
+sq_status gpu_matrix_upload(const gpu_card *card, cudaStream_t stream, const sq_linear *const *linears,
+                            uint32_t n, bool interleaved, gpu_matrix *w, void **memory, sq_error *error) {
+    auto place = [&](placer *p) { matrix_place(p, linears, n, interleaved, w); };
+    return place_all(card, stream, place, memory, error);
+}
+
+static sq_status layers_create(sq_device *d, sq_error *error) {
+    d->layers = (gpu_layer *)calloc(d->model->hparams.n_layers, sizeof *d->layers);
+    return d->layers
+               ? SQ_OK
+               : gpu_fail(error, SQ_ERROR_MEMORY, "no memory for %u layers", d->model->hparams.n_layers);
+}
+
+uint64_t gpu_weights_bytes(const sq_model *model, uint32_t first_layer) {
+    placer counter = {};
+    sq_device d = {};
+    d.model = model;
+    d.first_layer = first_layer;
+    if (layers_create(&d, nullptr))
+        return UINT64_MAX; /* more than any device has */
+    model_place(&counter, &d);
+    free(d.layers);
+    return counter.used;
+}
+
+sq_status gpu_weights_upload(sq_device *d, sq_error *error) {
+    sq_status status = layers_create(d, error);
+    auto place = [&](placer *p) { model_place(p, d); };
+    return status ? status : place_all(&d->card, d->stream, place, &d->memory, error);
 }
 
 void gpu_weights_free(sq_device *d) {

@@ -37,6 +37,11 @@ static inline uint32_t gpu_padded(uint32_t n_rows) {
     return (n_rows + SQ_TILE - 1) / SQ_TILE * SQ_TILE;
 }
 
+/* Uploads n matrices of one width as one, side by side or, two of them, with their rows in turns of 8.
+ * `memory` is what `w` points into, to be freed by cudaFree. */
+sq_status gpu_matrix_upload(const gpu_card *card, cudaStream_t stream, const sq_linear *const *linears,
+                            uint32_t n, bool interleaved, gpu_matrix *w, void **memory, sq_error *error);
+
 /* Device memory that the weights take. */
 uint64_t gpu_weights_bytes(const sq_model *model, uint32_t first_layer);
 /* Allocates and uploads; d->model, first_layer, card and stream are set, the rest zero. */
