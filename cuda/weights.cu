@@ -71,6 +71,8 @@ struct placer {
 
 uint32_t bits_of(sq_type type) {
     switch (type) {
+    case SQ_TYPE_LUT2:
+        return 2;
     case SQ_TYPE_LUT3:
         return 3;
     case SQ_TYPE_LUT4:

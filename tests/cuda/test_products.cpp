@@ -1,5 +1,6 @@
 /* Products of every width, size, number of tokens and use against the scalar definition of the weights, with
  * sums in double precision. */
+#include <algorithm>
 #include <vector>
 
 #include "check.h"
@@ -68,7 +69,7 @@ struct example {
         sq_matrix *w = &linear.w;
         for (uint32_t r = 0; r < w->n_out; r++) {
             rows.push_back((int32_t)cols.size());
-            uint32_t n = min(counts[r % 4], w->n_in);
+            uint32_t n = std::min(counts[r % 4], w->n_in);
             for (uint32_t i = 0; i < n; i++) {
                 cols.push_back((uint16_t)(n > 1 ? (uint64_t)i * (w->n_in - 1) / (n - 1) : 0));
                 vals.push_back(sq_f32_to_f16(check_random_float(&seed, 1)));
@@ -207,7 +208,7 @@ static void check_store(const example &e, uint32_t n_tokens, gpu_shape shape) {
     cudaFree(memory);
 }
 
-static const sq_type types[] = {SQ_TYPE_LUT3, SQ_TYPE_LUT4, SQ_TYPE_Q8_0, SQ_TYPE_F16};
+static const sq_type types[] = {SQ_TYPE_LUT2, SQ_TYPE_LUT3, SQ_TYPE_LUT4, SQ_TYPE_Q8_0, SQ_TYPE_F16};
 
 static void test_sizes(void) {
     for (sq_type type : types)
@@ -215,7 +216,7 @@ static void test_sizes(void) {
             for (uint32_t n_in : {1u, 32u, 172u, 576u, 1376u}) {
                 if (type == SQ_TYPE_Q8_0 && n_in % 32)
                     continue;
-                bool sparse = type == SQ_TYPE_LUT3 || type == SQ_TYPE_LUT4;
+                bool sparse = sq_types[type].bits > 0;
                 example e(type, n_out, n_in, sparse, n_out % 4);
                 for (uint32_t n_tokens : {1u, 3u, 8u, 13u, 17u, 70u})
                     if (n_tokens * n_in * n_out < 1 << 21)
@@ -227,7 +228,7 @@ static void test_sizes(void) {
 static void test_shapes(void) {
     gpu_card whole = card;
     for (sq_type type : types) {
-        example e(type, 50, 1376, type == SQ_TYPE_LUT3 || type == SQ_TYPE_LUT4, true);
+        example e(type, 50, 1376, sq_types[type].bits > 0, true);
         for (uint32_t n_warps : {4u, 8u, 16u})
             for (uint32_t n_tokens : {1u, 5u, 16u}) {
                 card = whole;
@@ -306,7 +307,7 @@ static void check_chain(sq_type type, uint32_t n_tokens) {
 }
 
 static void test_chain(void) {
-    for (sq_type type : {SQ_TYPE_LUT3, SQ_TYPE_LUT4})
+    for (sq_type type : {SQ_TYPE_LUT2, SQ_TYPE_LUT3, SQ_TYPE_LUT4})
         for (uint32_t n_tokens : {1u, 2u, 7u, 11u})
             check_chain(type, n_tokens);
 }
