@@ -2,6 +2,7 @@
 #
 #   make run [PROMPT="What is gravity?"]   chat with SmolLM2-135M-Instruct at 4 bits
 #   make test                              all tests and the linters
+#   make test-lm-eval                      those of lm-evaluation-harness, which is a large install
 #   make lint                              the linters alone
 #   make bench                             speed and memory of our models
 #   make bench-peers                       the same beside llama.cpp, into docs/BENCHMARKS.md
@@ -21,7 +22,7 @@ SET_UP := scripts/setup.sh pyproject.toml constraints.txt CMakeLists.txt $(C_SOU
 run: export SQ_RUN_PROMPT := $(value PROMPT)
 unexport PROMPT
 
-.PHONY: run setup test lint bench bench-peers clean
+.PHONY: run setup test test-lm-eval lint bench bench-peers clean
 
 run: $(STAMPS)/run $(MODEL)
 	@scripts/run.sh $(MODEL)
@@ -30,6 +31,9 @@ setup: $(STAMPS)/run
 
 test: $(STAMPS)/test
 	@scripts/test.sh
+
+test-lm-eval: $(STAMPS)/lm-eval
+	@.venv/bin/python -m pytest -q tests/python/separate/test_lm_eval.py
 
 lint: $(STAMPS)/test
 	@scripts/lint.sh
@@ -49,6 +53,10 @@ $(STAMPS)/run: $(SET_UP)
 
 $(STAMPS)/test: $(SET_UP)
 	@scripts/setup.sh test
+	@touch $(STAMPS)/run $@
+
+$(STAMPS)/lm-eval: $(SET_UP)
+	@scripts/setup.sh lm-eval
 	@touch $(STAMPS)/run $@
 
 # A converted model stays when the converter changes; `make clean` removes it.

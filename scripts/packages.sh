@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# scripts/packages.sh run|test PYTHON LOG: checks for what the set-up needs from the system. Installs what
+# scripts/packages.sh run|test|lm-eval PYTHON LOG: checks for what the set-up needs from the system. Installs what
 # is missing with apt-get where that is allowed without asking, else names all of it in one message.
 set -euo pipefail
 needs=$1 python=$2 log=$3

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# scripts/setup.sh run|test: the system's packages, then .venv with the Python packages at the versions of
+# scripts/setup.sh run|test|lm-eval: the system's packages, then .venv with the Python packages at the versions of
 # constraints.txt (one of them carries SmolLM2), then the C library and tools, built and installed into
 # .venv. Called by make.
 set -euo pipefail
@@ -8,8 +8,9 @@ cd "$(dirname "$0")/.."
 case ${1-} in
     run) extras=convert ;;
     test) extras=convert,test ;;
+    lm-eval) extras=convert,test,lm-eval,test-lm-eval ;;
     *)
-        echo "usage: scripts/setup.sh run|test" >&2
+        echo "usage: scripts/setup.sh run|test|lm-eval" >&2
         exit 2
         ;;
 esac

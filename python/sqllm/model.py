@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,15 @@ class ModelInfo:
     """Of the quantized matrices: codes, tables, sparse values and row pointers."""
     sparse_share: float
     """Share of the quantized matrices' weights that are kept apart, 0 to 1."""
+
+
+class Scores(NamedTuple):
+    """What a model says of tokens that came."""
+
+    log_probabilities: NDArray[np.float64]
+    """Natural logarithms."""
+    greedy: NDArray[np.bool_]
+    """Whether no token was more probable."""
 
 
 class Model:
@@ -248,19 +257,37 @@ class Model:
         Element i is the log-probability of ``ids[i + 1]`` after ``ids[: i + 1]``; the perplexity of a
         text is ``exp(-mean)``.
         """
-        if len(ids) and not 0 <= ids[-1] < self._session.n_vocab:  # the only one that is not run
+        return self.score(ids, min(1, len(ids))).log_probabilities
+
+    def score(self, ids: Sequence[int], n_context: int) -> Scores:
+        """How probable each of ``ids[n_context:]`` was after those before it; `n_context` is 1 or more.
+
+        The logits of the context are not computed, and what `ids` share with the tokens of the call before
+        is not computed again.
+        """
+        if ids and not (0 <= ids[-1] < self._session.n_vocab):  # the only one that is not run
             raise Error(Status.ARGUMENT, f"token {ids[-1]}: expected 0 to {self._session.n_vocab - 1}")
+        if not min(1, len(ids)) <= n_context <= len(ids):
+            raise Error(Status.ARGUMENT, f"n_context: expected 1 to {len(ids)} tokens, found {n_context}")
         n_step = max(1, LOGITS_BYTES // (4 * self._session.n_vocab))
-        scores = [np.empty(0)]
+        scores, greedy = [np.empty(0)], [np.empty(0, np.bool_)]
         with self._session.lock:
-            self._session.truncate(0)
-            for start in range(0, len(ids) - 1, n_step):
+            self._go_to(ids[: n_context - 1])
+            for start in range(n_context - 1, len(ids) - 1, n_step):
                 end = min(start + n_step, len(ids) - 1)
                 logits = self._append(ids[start:end]).astype(np.float64)
                 logits -= logits.max(axis=1, keepdims=True)
                 chosen = logits[np.arange(end - start), ids[start + 1 : end + 1]]
                 scores.append(chosen - np.log(np.exp(logits).sum(axis=1)))
-        return np.concatenate(scores)
+                greedy.append(logits.argmax(axis=1) == ids[start + 1 : end + 1])
+        return Scores(np.concatenate(scores), np.concatenate(greedy))
+
+    def _go_to(self, ids: Sequence[int]) -> None:
+        """Makes the timeline exactly `ids`."""
+        if len(ids):
+            self._session.sync(ffi.new("sq_token[]", list(ids)))
+        else:
+            self._session.truncate(0)
 
     def _append(self, ids: Sequence[int]) -> NDArray[np.float32]:
         logits = np.empty((len(ids), self._session.n_vocab), np.float32)
