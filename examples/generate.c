@@ -11,7 +11,10 @@ enum { MAX_PROMPT = 512, MAX_ANSWER = 100 };
 /* Prints the text that follows the tokens of `session`, as far as the context reaches. */
 static sq_status answer(const sq_model *model, sq_session *session, sq_sampler *sampler, sq_error *error) {
     for (int i = 0; i < MAX_ANSWER; i++) {
-        sq_token token = sq_sampler_sample(sampler, sq_session_logits(session));
+        sq_token token;
+        sq_status status = sq_session_sample(session, sampler, &token, error);
+        if (status)
+            return status;
         if (sq_token_is_stop(model, token))
             break;
         size_t n_bytes;
@@ -19,7 +22,7 @@ static sq_status answer(const sq_model *model, sq_session *session, sq_sampler *
         fwrite(text, 1, n_bytes, stdout);
         fflush(stdout);
         sq_sampler_accept(sampler, token);
-        sq_status status = sq_session_append(session, &token, 1, NULL, error);
+        status = sq_session_append(session, &token, 1, NULL, error);
         if (status)
             return status;
     }

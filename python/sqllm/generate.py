@@ -95,11 +95,9 @@ def draw(
     n_left = max_tokens
     while n_left is None or n_left > 0:
         with session.lock:
-            handle = session.handle  # keeps the logits, even if another thread closes the model
-            logits = session.sync(timeline[0:n_tokens], lookup=lookup)
-            token = int(lib.sq_sampler_sample(sampler, logits))
-            score = lib.sq_log_probability(logits, session.n_vocab, token) if scored else 0.0
-            del handle
+            session.sync(timeline[0:n_tokens], lookup=lookup)
+            token = session.sample(sampler)
+            score = session.log_probability(token) if scored else 0.0
         yield token, score
         if lib.sq_token_is_stop(session.model, token):
             return

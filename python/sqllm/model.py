@@ -33,6 +33,12 @@ class ModelInfo:
     """The instruction set in use: "scalar", "avx2", "avx512", "avx512vnni", "neon"."""
     prompt: str
     """The arithmetic of prompts: "int16", or "f32" where exact."""
+    device: str
+    """The GPU that has layers, "NVIDIA H200"; "" where none has."""
+    device_absent: str
+    """Why none has, though `device` was "auto"; else ""."""
+    gpu_layers: int
+    """How many it has, counted from the last."""
     n_layers: int
     n_embd: int
     n_ff: int
@@ -88,6 +94,8 @@ class Model:
         kv: Literal["f16", "q8", "f32"] | None = None,
         cpu: Literal["auto", "scalar", "avx2", "avx512", "avx512vnni", "neon"] | None = None,
         exact: bool = False,
+        device: Literal["auto", "cpu", "cuda"] | None = None,
+        gpu_layers: int | None = None,
     ) -> None:
         """Opens `path` in milliseconds: the weights are read from the page cache as they are needed.
 
@@ -95,9 +103,21 @@ class Model:
         together; the trained context, at most 8192, if None. `kv`: the type of the KV cache, f16 if
         None; q8 takes little more than half as much. `cpu`: the instruction set of the kernels, the best
         this machine has if None. `exact`: prompts in f32 too, not in 16-bit fixed point, which is about
-        twice as fast and whose logits differ by a KL divergence below 1e-4.
+        twice as fast and whose logits differ by a KL divergence below 1e-4. `device`: "cpu"; "cuda", an
+        NVIDIA GPU, an `Error` where that cannot be; or "auto" (None), there where it can be, else on the
+        CPU, and ``info.device_absent`` says why. `gpu_layers`: how many layers the GPU gets, counted
+        from the last; as many as fit into its memory if None.
         """
-        self._session = Session(path, threads=threads, ctx=ctx, kv=kv, cpu=cpu, exact=exact)
+        self._session = Session(
+            path,
+            threads=threads,
+            ctx=ctx,
+            kv=kv,
+            cpu=cpu,
+            exact=exact,
+            device=device,
+            gpu_layers=gpu_layers,
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -31,6 +31,8 @@ class Session:
         kv: str | None,
         cpu: str | None,
         exact: bool,
+        device: str | None,
+        gpu_layers: int | None,
     ) -> None:
         self.lock = threading.RLock()
         self._inside = threading.Lock()
@@ -38,7 +40,9 @@ class Session:
 
         cpu_name = ffi.NULL if cpu is None else ffi.new("char[]", cpu.encode())
         kv_name = ffi.NULL if kv is None else ffi.new("char[]", kv.encode())
-        options = ffi.new("sq_model_options *", {"cpu": cpu_name, "exact": exact})
+        device_name = ffi.NULL if device is None else ffi.new("char[]", device.encode())
+        options = ffi.new("sq_model_options *", {"cpu": cpu_name, "exact": exact, "device": device_name})
+        options.gpu_layers = _count("gpu_layers", gpu_layers)
         model = ffi.new("sq_model **")
         check(lib.sq_model_open(os.fsencode(path), options, model, error), error)
         self._model: Any = ffi.gc(model[0], lib.sq_model_close)
@@ -75,12 +79,8 @@ class Session:
         lib.sq_model_get_info(self.model, info)
         return info
 
-    def sync(self, tokens: Any, *, lookup: bool = False) -> Any:
-        """Makes the timeline exactly `tokens` (an ``sq_token[]``), with or without prompt lookup.
-
-        Returns the logits after the last token, a ``float *`` to [n_vocab], valid until the timeline
-        changes: hold `lock` and a reference to `handle` while using it.
-        """
+    def sync(self, tokens: Any, *, lookup: bool = False) -> None:
+        """Makes the timeline exactly `tokens` (an ``sq_token[]``), with or without prompt lookup."""
         handle = self.handle
         lib.sq_session_set_lookup(handle, lookup)
         n_timeline = ffi.new("size_t *")
@@ -93,7 +93,22 @@ class Session:
             self._call(call, lambda: False)  # one more token is soon computed
         else:
             self._call_long(call)
-        return lib.sq_session_logits(handle)
+
+    def sample(self, sampler: Any) -> int:
+        """The token that an ``sq_sampler *`` draws next."""
+        token = ffi.new("sq_token *")
+        self._call(
+            lambda session, error: int(lib.sq_session_sample(session, sampler, token, error)), lambda: False
+        )
+        return int(token[0])
+
+    def log_probability(self, token: int) -> float:
+        """Natural logarithm of the probability that `token` is next."""
+        with self._inside:
+            logits = lib.sq_session_logits(self.handle)
+            if not logits:
+                raise Error(Status.UNSUPPORTED, "the GPU failed to hand over its logits; use device='cpu'")
+            return float(lib.sq_log_probability(logits, self.n_vocab, token))
 
     def append(self, tokens: Sequence[int], logits: NDArray[np.float32]) -> None:
         """Appends `tokens`; after each, the logits of the next go to `logits` [n_tokens, n_vocab]."""

@@ -9,6 +9,7 @@
 #include "clock.h"
 #include "json.h"
 #include "options.h"
+#include "placement.h"
 #include "sq.h"
 #include "terminal.h"
 
@@ -222,11 +223,12 @@ static sq_status run_case(bench *b, bench_case *c, sq_sampler *sampler, sq_error
     for (uint32_t i = 0; i < n_runs; i++) {
         sq_status status = sq_session_append(c->session, b->tokens + c->depth + i * n_tokens, n_tokens,
                                              c->kind == CASE_BATCH ? b->logits : NULL, error);
+        sq_token largest_logit;
+        if (!status && c->kind == CASE_GENERATION) {
+            status = sq_session_sample(c->session, sampler, &largest_logit, error);
+        }
         if (status) {
             return status;
-        }
-        if (c->kind == CASE_GENERATION) {
-            sq_sampler_sample(sampler, sq_session_logits(c->session));
         }
     }
     series_add(&c->rate, n_runs * n_tokens / (clock_seconds() - start));
@@ -236,9 +238,10 @@ static sq_status run_case(bench *b, bench_case *c, sq_sampler *sampler, sq_error
 
 static void hash_logits(bench *b, const bench_case *c) {
     bool first = c == first_of(b, CASE_PROMPT);
-    if (first || c == first_of(b, CASE_GENERATION)) {
-        b->logits_hash = hash_bytes(first ? fnv_start : b->logits_hash, sq_session_logits(c->session),
-                                    b->info.n_vocab * sizeof(float));
+    const float *logits = sq_session_logits(c->session);
+    if (logits && (first || c == first_of(b, CASE_GENERATION))) {
+        b->logits_hash =
+            hash_bytes(first ? fnv_start : b->logits_hash, logits, b->info.n_vocab * sizeof *logits);
     }
 }
 
@@ -301,6 +304,15 @@ static double time_per_token(const bench *b, const bench_case *c, size_t i) {
     return 1e3 * c->times[i] / (n_runs * c->n_tokens * b->n_rounds);
 }
 
+/* Of the memory's speed; null where a GPU reads from a memory of its own. */
+static void json_share(json_writer *w, const bench *b, const bench_case *c) {
+    if (b->info.gpu_layers) {
+        json_string(w, "read_share", NULL);
+    } else {
+        json_number(w, "read_share", bytes_per_second(b, c) / series_median(read_of(b, c)));
+    }
+}
+
 static void write_case(json_writer *w, const bench *b, const bench_case *c) {
     json_open(w, NULL, '{');
     json_string(w, "kind", kind_names[c->kind]);
@@ -312,7 +324,7 @@ static void write_case(json_writer *w, const bench *b, const bench_case *c) {
     if (c->kind != CASE_PROMPT) {
         json_number(w, "bytes_read", bytes_read(b, c));
         json_number(w, "gb_per_second", 1e-9 * bytes_per_second(b, c));
-        json_number(w, "read_share", bytes_per_second(b, c) / series_median(read_of(b, c)));
+        json_share(w, b, c);
     }
     if (b->profile) {
         size_t n;
@@ -339,6 +351,7 @@ static void append_json(text *out, const bench *b) {
     json_string(&w, "processor", processor);
     json_string(&w, "cpu", b->info.cpu);
     json_string(&w, "prompt_arithmetic", b->info.prompt);
+    placement_write(&w, &b->info);
     json_u64(&w, "threads", prompt->n_threads);
     json_string(&w, "kv", b->kv);
     json_u64(&w, "prompt_tokens", prompt->n_tokens);
@@ -350,7 +363,7 @@ static void append_json(text *out, const bench *b) {
     json_number(&w, "bytes_per_token", bytes_read(b, generation));
     json_number(&w, "generation_gb_per_second", 1e-9 * bytes_per_second(b, generation));
     json_number(&w, "read_gb_per_second", 1e-9 * series_median(&b->read[0]));
-    json_number(&w, "read_share", bytes_per_second(b, generation) / series_median(&b->read[0]));
+    json_share(&w, b, generation);
     write_series(&w, "prompt_rounds", &prompt->rate, 1);
     write_series(&w, "generation_rounds", &generation->rate, 1);
     write_series(&w, "read_rounds", &b->read[0], 1e9);
@@ -369,8 +382,10 @@ static void append_case(text *out, const bench *b, const bench_case *c) {
     text_printf(out, "%-10s %6u %6u %7u %9.2f  (%.2f … %.2f)", kind_names[c->kind], c->n_tokens, c->depth,
                 c->n_threads, series_median(s), s->values[0], s->values[s->n - 1]);
     if (c->kind != CASE_PROMPT) {
-        text_printf(out, "  %.2f MB, %.2f GB/s, %.1f %% of the memory's", 1e-6 * bytes_read(b, c),
-                    1e-9 * bytes_per_second(b, c),
+        text_printf(out, "  %.2f MB, %.2f GB/s", 1e-6 * bytes_read(b, c), 1e-9 * bytes_per_second(b, c));
+    }
+    if (c->kind != CASE_PROMPT && !b->info.gpu_layers) {
+        text_printf(out, ", %.1f %% of the memory's",
                     100 * bytes_per_second(b, c) / series_median(read_of(b, c)));
     }
     text_append_string(out, "\n");
@@ -387,10 +402,14 @@ static void append_case(text *out, const bench *b, const bench_case *c) {
 static void append_summary(text *out, const bench *b) {
     char processor[128];
     bandwidth_processor(processor, sizeof processor);
-    text_printf(
-        out, "%s, %.2f bits a weight; %s, %s, prompts in %s, %s cache; median (least … most) of %u rounds\n",
-        b->info.name[0] ? b->info.name : b->path, b->info.bits_per_weight, processor, b->info.cpu,
-        b->info.prompt, b->kv, b->n_rounds);
+    const sq_model_info *info = &b->info;
+    text_printf(out, "%s, %.2f bits a weight; ", info->name[0] ? info->name : b->path, info->bits_per_weight);
+    placement_append_gpu(out, info);
+    text_printf(out, "%s%s", info->gpu_layers ? "; " : "", processor);
+    if (info->gpu_layers < info->n_layers) {
+        text_printf(out, ", %s, prompts in %s", info->cpu, info->prompt);
+    }
+    text_printf(out, ", %s cache; median (least … most) of %u rounds\n", b->kv, b->n_rounds);
     text_append_string(out, "           tokens  depth threads     tok/s\n");
     for (size_t i = 0; i < b->n_cases; i++) {
         append_case(out, b, &b->cases[i]);
@@ -467,6 +486,8 @@ int main(int argc, char **argv) {
         {"--kv", OPTION_CHOICE, &b.kv, 0, 0, "f16|q8|f32", "precision of the KV cache, default f16"},
         {"--exact", OPTION_FLAG, &model_options.exact, 0, 0, NULL,
          "prompts in f32 too, not in 16-bit fixed point"},
+        placement_device(&model_options),
+        placement_layers(&model_options),
         {"--profile", OPTION_FLAG, &b.profile, 0, 0, NULL, "show where the time goes, by kind of operation"},
         {"--json", OPTION_FLAG, &json, 0, 0, NULL, "print JSON"},
     };

@@ -16,6 +16,7 @@
 #include "eval/scores.h"
 #include "json.h"
 #include "options.h"
+#include "placement.h"
 #include "sq.h"
 #include "terminal.h"
 
@@ -320,6 +321,7 @@ static void write_json(json_writer *w, evaluation *e) {
     json_number(w, "seconds", e->seconds);
     json_string(w, "cpu", e->info.cpu);
     json_string(w, "prompt_arithmetic", e->info.prompt);
+    placement_write(w, &e->info);
     json_u64(w, "threads", e->n_threads);
     json_close(w, '}');
 }
@@ -370,6 +372,13 @@ static void append_table(text *out, evaluation *all, size_t n) {
     if (compared) {
         text_printf(out, "nats, against the reference, whose perplexity is %.4f\n",
                     scores_perplexity(&all[0].scores.reference_nats));
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (all[i].info.gpu_layers) {
+            text_printf(out, "%s on ", file_name(all[i].model_path));
+            placement_append(out, &all[i].info, all[i].n_threads);
+            text_append_string(out, "\n");
+        }
     }
 }
 
@@ -439,6 +448,8 @@ int main(int argc, char **argv) {
         {"--threads", OPTION_U32, &s.session.n_threads, 1, 1024, "NUMBER", "default: one per processor core"},
         {"--kv", OPTION_CHOICE, &s.session.kv, 0, 0, "f16|q8|f32", "precision of the KV cache, default f16"},
         {"--exact", OPTION_FLAG, &s.model.exact, 0, 0, NULL, "prompts in f32 too, not in 16-bit fixed point"},
+        placement_device(&s.model),
+        placement_layers(&s.model),
         {"--json", OPTION_FLAG, &s.json, 0, 0, NULL, "print JSON"},
         {"--plot", OPTION_TEXT, &s.plot, 0, 0, "FILE.png", "draw quality against true bits, with matplotlib"},
         {"--peers", OPTION_TEXT, &s.peers, 0, 0, "FILE.json",

@@ -1,4 +1,5 @@
 /* sq-run: chat with a model in the terminal, or answer one prompt. */
+#include "placement.h"
 #include "run/answer.h"
 #include "run/chat.h"
 #include "run/dialogue.h"
@@ -177,7 +178,7 @@ static int check(const arguments *a) {
 
 int main(int argc, char **argv) {
     arguments a = {0};
-    option rows[N_SETTINGS + 8];
+    option rows[N_SETTINGS + 10];
     settings_init(&a.settings, rows);
     const option others[] = {
         {"-p", OPTION_TEXT, &a.prompt, 0, 0, "PROMPT",
@@ -191,6 +192,8 @@ int main(int argc, char **argv) {
         {"--threads", OPTION_U32, &a.session.n_threads, 1, 1024, "NUMBER", "default: one per processor core"},
         {"--kv", OPTION_CHOICE, &a.session.kv, 0, 0, "f16|q8|f32", "precision of the KV cache, default f16"},
         {"--exact", OPTION_FLAG, &a.model.exact, 0, 0, NULL, "prompts in f32 too, not in 16-bit fixed point"},
+        placement_device(&a.model),
+        placement_layers(&a.model),
     };
     memcpy(rows + N_SETTINGS, others, sizeof others);
     const tool t = {.name = tool_name,

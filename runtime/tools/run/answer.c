@@ -112,7 +112,11 @@ static answer_end draw_tokens(generator *g, sq_sampler *sampler, answer *a, sq_e
         if (g->settings->n_max && a->n_tokens == g->settings->n_max) {
             return ANSWER_LIMIT;
         }
-        sq_token token = sq_sampler_sample(sampler, sq_session_logits(g->session));
+        sq_token token;
+        sq_status status = sq_session_sample(g->session, sampler, &token, error);
+        if (status) {
+            return ANSWER_FAILED;
+        }
         if (sq_token_is_stop(g->model, token)) {
             return ANSWER_STOP;
         }
@@ -121,7 +125,7 @@ static answer_end draw_tokens(generator *g, sq_sampler *sampler, answer *a, sq_e
         if (!show_token(g, a, token)) {
             return ANSWER_UNWRITTEN;
         }
-        sq_status status = sq_session_append(g->session, &token, 1, NULL, error);
+        status = sq_session_append(g->session, &token, 1, NULL, error);
         if (status == SQ_ERROR_CONTEXT) {
             return ANSWER_FULL;
         }

@@ -1,6 +1,7 @@
 #include "chat.h"
 
 #include "input.h"
+#include "placement.h"
 #include "terminal.h"
 
 #include <errno.h>
@@ -138,9 +139,8 @@ static void say_hello(const chat *c) {
     if (info.bits_per_weight > 0) {
         text_printf(&line, "%.2f bits a weight, ", info.bits_per_weight);
     }
-    uint32_t n_threads = sq_session_n_threads(c->session), n_ctx = sq_session_n_ctx(c->session);
-    text_printf(&line, "CPU %s, prompts in %s, %u thread%s, context %u tokens", info.cpu, info.prompt,
-                n_threads, n_threads == 1 ? "" : "s", n_ctx);
+    placement_append(&line, &info, sq_session_n_threads(c->session));
+    text_printf(&line, ", context %u tokens", sq_session_n_ctx(c->session));
     terminal_note(stderr, "%s. /help lists the commands.", text_string(&line));
     text_free(&line);
 }

@@ -1,5 +1,6 @@
 /* The chat's commands: one table row and one function each. */
 #include "chat.h"
+#include "placement.h"
 #include "terminal.h"
 
 #include <stdlib.h>
@@ -169,9 +170,9 @@ static command_result run_info(chat *c, const char *argument) {
         text_printf(&out, "bits      %.2f a weight, %.2f %% kept sparse\n", info.bits_per_weight,
                     100 * info.sparse_share);
     }
-    uint32_t n_threads = sq_session_n_threads(c->session);
-    text_printf(&out, "runs on   CPU %s, prompts in %s, %u thread%s\n", info.cpu, info.prompt, n_threads,
-                n_threads == 1 ? "" : "s");
+    text_append_string(&out, "runs on   ");
+    placement_append(&out, &info, sq_session_n_threads(c->session));
+    text_printf(&out, info.device_absent[0] ? "\nno GPU:   %s\n" : "\n", info.device_absent);
     text_printf(&out, "context   %zu of %u tokens, %zu turn%s\n", n_used, sq_session_n_ctx(c->session),
                 c->dialogue.n_turns, c->dialogue.n_turns == 1 ? "" : "s");
     text_printf(&out, "system    %s\n",

@@ -47,6 +47,16 @@ static bool set_u32(const option *o, const char *value, text *problem) {
     return true;
 }
 
+static bool set_u32_auto(const option *o, const char *value, text *problem) {
+    if (strcmp(value, "auto") == 0) {
+        *(uint32_t *)o->value = 0;
+        return true;
+    }
+    bool set = set_u32(o, value, problem);
+    text_append_string(problem, set ? "" : ", or auto");
+    return set;
+}
+
 static bool set_u32s(const option *o, const char *value, text *problem) {
     u32_list list = {0};
     bool valid = true;
@@ -94,6 +104,8 @@ bool option_set(const option *o, const char *value, text *problem) {
     switch (o->kind) {
     case OPTION_U32:
         return set_u32(o, value, problem);
+    case OPTION_U32_AUTO:
+        return set_u32_auto(o, value, problem);
     case OPTION_U32S:
         return set_u32s(o, value, problem);
     case OPTION_U64:
@@ -130,6 +142,7 @@ static void format_f32(float value, text *out) {
 void option_format(const option *o, text *out) {
     switch (o->kind) {
     case OPTION_U32:
+    case OPTION_U32_AUTO:
         text_printf(out, "%u", *(uint32_t *)o->value);
         break;
     case OPTION_U32S:

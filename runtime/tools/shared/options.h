@@ -5,13 +5,14 @@
 #include "text.h"
 
 typedef enum option_kind {
-    OPTION_FLAG,   /* bool */
-    OPTION_TEXT,   /* const char *, points into the command line */
-    OPTION_CHOICE, /* const char *, one of the words in `argument`, which stand between | */
-    OPTION_U32,    /* uint32_t, from `min` to `max` */
-    OPTION_U32S,   /* u32_list, each from `min` to `max` */
-    OPTION_U64,    /* uint64_t, any */
-    OPTION_F32     /* float, from `min` to `max` */
+    OPTION_FLAG,     /* bool */
+    OPTION_TEXT,     /* const char *, points into the command line */
+    OPTION_CHOICE,   /* const char *, one of the words in `argument`, which stand between | */
+    OPTION_U32,      /* uint32_t, from `min` to `max` */
+    OPTION_U32_AUTO, /* the same, or "auto", which is 0 */
+    OPTION_U32S,     /* u32_list, each from `min` to `max` */
+    OPTION_U64,      /* uint64_t, any */
+    OPTION_F32       /* float, from `min` to `max` */
 } option_kind;
 
 /* Numbers between commas: "1,2,4". */
