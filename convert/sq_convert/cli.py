@@ -21,7 +21,17 @@ from .progress import Progress
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 _CALIBRATING = ("calibration", "samples", "seq_len", "seed", "device")
-_QUANTIZING = ("bits", "outliers", "sensitive", "method", "fisher", "tune", *_CALIBRATING)
+_QUANTIZING = (
+    "bits",
+    "outliers",
+    "sensitive",
+    "method",
+    "workers",
+    "cluster",
+    "fisher",
+    "tune",
+    *_CALIBRATING,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -115,6 +125,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where calibration runs (auto)")
     add("--threads", type=int, default=_n_cores(), metavar="N", help="CPU threads (all cores)")
     add(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that quantize, which share the threads; each takes memory for a matrix (1)",
+    )
+    add("--cluster", metavar="tcp://HOST:PORT", help="a Dask scheduler, whose workers quantize")
+    add(
         "--head-bits",
         type=int,
         choices=(8, 16),
@@ -136,6 +154,7 @@ def _options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Optio
         ("samples", 1, 1 << 31),
         ("seq_len", 2, 1 << 31),
         ("threads", 1, 1024),
+        ("workers", 1, 1024),
         ("seed", 0, 1 << 64),
         ("tune", 0, 1 << 31),
     ):
@@ -170,6 +189,8 @@ def _options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Optio
         seed=args.seed,
         device=args.device,
         threads=args.threads,
+        workers=args.workers,
+        cluster=args.cluster,
         head_bits=args.head_bits or (8 if quantizes else 16),
         config=args.config,
         fisher=args.fisher,
@@ -183,6 +204,8 @@ def _options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Optio
         raise UsageError("--tune needs 2, 3 or 4 bits: 16 have no tables to tune.")
     if options.tune and options.samples < 2:
         raise UsageError("--tune needs two --samples or more, since it holds some out to judge by.")
+    if options.cluster and options.workers > 1:
+        raise UsageError("--workers are processes of this machine; with --cluster leave it out.")
     refused: tuple[str, ...] = ()
     reason = ""
     if options.packed:

@@ -26,6 +26,7 @@ _REFINED = 18  # a weight of a matrix being refined: itself and its first weight
 _MOMENT = 40  # an element of H: in two orders, damped, its factor in f64 and f32
 _ENTRY = 28  # a table's entry being tuned: where it was and is, gradient, Adam's means
 _LOGITS = 6  # arrays of logits: of both models, their logarithms of probabilities, gradients
+_WORKER = 60_000_000  # a process that quantizes: Python with numpy
 _PACKED = 18  # a weight of a packed matrix: indices, decoded values, what is added, their sum
 
 
@@ -142,7 +143,13 @@ def _quantize_bytes(options: Options, tensors: Sequence[Tensor]) -> int:
     held = largest * (_PACKED if options.packed else of_weight)
     if options.measure is MOMENTS:
         held = max(_REFINED * t.n_weights + _MOMENT * t.shape[1] ** 2 for t in matrices)
+    if options.workers > 1:  # and what waits here for its turn: twice as many matrices as are being made
+        held = options.workers * (held + _WORKER + 2 * 4 * (largest + _largest_sums(options, matrices)))
     return round(held) + done
+
+
+def _largest_sums(options: Options, matrices: Sequence[Tensor]) -> int:
+    return max(options.measure.n_values(tensor) for tensor in matrices) if options.measure else 0
 
 
 def _activations(options: Options, checkpoint: Checkpoint) -> int:

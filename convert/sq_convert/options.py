@@ -30,6 +30,8 @@ class Options:
     seed: int = 0
     device: str = "auto"
     threads: int = 1
+    workers: int = 1  # processes that quantize
+    cluster: str | None = None  # tcp://HOST:PORT of a Dask scheduler whose workers quantize
     head_bits: int = 8
     tune: int = 0  # steps
 

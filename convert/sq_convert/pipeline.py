@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,11 @@ from .errors import ConvertError
 from .official import OfficialCheckpoint
 from .options import Options
 from .progress import Progress, duration, size
-from .quantize import PARTS, Recipe, quantize_matrix
+from .quantize import PARTS, Recipe
 from .sources import TokenizerSource, read_tokenizer
 from .sums import GradientFolder, Sums, SumsFile, SumsFiles
 from .tune import tune
+from .workers import Parts, Task, Workers
 from .workfolder import WorkFolder, hash_file, write_atomically
 
 TUNED_FILE = "tuned.safetensors"
@@ -60,6 +63,7 @@ class Job:
     calibration: str  # squeezellm.calibration
     gradients: GradientFolder | None  # with --fisher
     in_blocks: bool  # whether calibration runs block by block
+    workers: Workers
 
     @property
     def matrices(self) -> list[Tensor]:
@@ -84,7 +88,7 @@ def convert(options: Options, progress: Progress) -> None:
     """Converts ``options.model`` to ``options.out``; goes on where an interrupted run of the same stopped."""
     start = time.monotonic()
     job = _check(options, progress)
-    with job.work.locked():
+    with closing(job.workers), job.work.locked():
         for sentence in job.work.keep_matching(_descriptions(job), STAGE_FILES):
             progress.say(sentence)
         plan.check_space(job.options, job.checkpoint, job.tensors, job.in_blocks, job.work.path)
@@ -159,6 +163,7 @@ def _check(options: Options, progress: Progress) -> Job:
         calibration,
         gradients,
         memory.calibrates_in_blocks(options, checkpoint, tensors, device),
+        Workers(options.workers, options.cluster, options.threads),
     )
 
 
@@ -258,24 +263,32 @@ def _quantize(job: Job) -> None:
     if len(todo) < len(blocks):
         job.progress.say(f"quantize: {len(blocks) - len(todo)} of {len(blocks)} blocks are done already.")
     n_weights = {block: sum(t.n_weights for t in job.matrices if t.block == block) for block in blocks}
+    matrices = [tensor for block in todo for tensor in job.matrices if tensor.block == block]
+    made = zip(matrices, _quantized(job, matrices, recipe), strict=True)
     with job.progress.stage("quantize", sum(n_weights.values()), "weights") as step:
         step.resume(sum(n_weights[block] for block in blocks if block not in todo))
         for block in todo:
             results: dict[str, NDArray[Any]] = {}
-            for tensor in job.matrices:
-                if tensor.block != block:
-                    continue
-                parts = _quantize_matrix(job, tensor, recipe)
+            for tensor, parts in islice(made, sum(t.block == block for t in matrices)):
                 results |= {f"{tensor.name}.{part}": data for part, data in parts.items()}
                 step.advance(tensor.n_weights)
             write_atomically(job.block_file(block), functools.partial(save_file, results))
 
 
-def _quantize_matrix(job: Job, tensor: Tensor, recipe: Recipe) -> dict[str, NDArray[Any]]:
+def _quantized(job: Job, matrices: Sequence[Tensor], recipe: Recipe) -> Iterator[Parts]:
+    """The parts of each matrix, in order."""
     if isinstance(job.checkpoint, OfficialCheckpoint):
-        return job.checkpoint.read_parts(tensor)
-    measured = job.sums.read(tensor) if job.sums else None
-    return quantize_matrix(read_tensor(job.checkpoint, tensor), measured, recipe, job.options.threads)
+        return map(job.checkpoint.read_parts, matrices)
+    sums = job.sums
+    return job.workers.run(
+        Task(
+            read_tensor(job.checkpoint, tensor),
+            sums.read(tensor) if sums else None,
+            recipe,
+            job.workers.threads,
+        )
+        for tensor in matrices
+    )
 
 
 def _tune(job: Job) -> None:
