@@ -6,6 +6,8 @@
 #   make lint                              the linters alone
 #   make bench                             speed and memory of our models
 #   make bench-peers                       the same beside llama.cpp, into docs/BENCHMARKS.md
+#   make test-gpu                          the tests that need an NVIDIA GPU
+#   make bench-gpu                         speed on one, into docs/BENCHMARKS.md
 #   make clean                             removes what was built and converted; .venv stays
 #
 # PYTHON=python3.12 chooses the interpreter that .venv is made with.
@@ -22,7 +24,7 @@ SET_UP := scripts/setup.sh pyproject.toml constraints.txt CMakeLists.txt $(C_SOU
 run: export SQ_RUN_PROMPT := $(value PROMPT)
 unexport PROMPT
 
-.PHONY: run setup test test-lm-eval lint bench bench-peers clean
+.PHONY: run setup test test-gpu test-lm-eval lint bench bench-peers bench-gpu clean
 
 run: $(STAMPS)/run $(MODEL)
 	@scripts/run.sh $(MODEL)
@@ -43,6 +45,12 @@ bench: $(STAMPS)/run
 
 bench-peers: $(STAMPS)/run
 	@tests/bench/run.sh peers
+
+test-gpu:
+	@tests/bench/gpu.sh test
+
+bench-gpu: $(STAMPS)/run $(MODEL)
+	@tests/bench/gpu.sh bench
 
 clean:
 	@rm -rf build models-cache $(STAMPS) .pytest_cache .mypy_cache .ruff_cache

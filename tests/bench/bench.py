@@ -173,7 +173,7 @@ def main() -> None:
         before = args.out.read_text() if args.out.exists() else ""
         kept = HAND_WRITTEN.search(before)
         text += "\n" + before[kept.start() :] if kept else ""
-    args.out.write_text(text)
+    args.out.write_text(text + tables.gpu_section(args.out))
     print(text)
 
 

@@ -20,6 +20,19 @@ def machine() -> str:
     return f"{names[0] if names else platform.processor()}, {', '.join(sets)}"
 
 
+GPU_HEADING = "## One NVIDIA GPU"  # the last section, of bench-gpu alone
+
+
+def without_gpu(text: str) -> str:
+    return text.split(f"\n{GPU_HEADING}\n")[0]
+
+
+def gpu_section(path: Path) -> str:
+    """What bench-gpu wrote into the page, to be kept."""
+    text = path.read_text() if path.exists() else ""
+    return text[len(without_gpu(text)) :]
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(cells) + " |" for cells in [head, *rows]]
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:], ""])

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from arch_variants import N_SHORT, SIZES, VARIANTS
+from gpu_logits import emulated_plugin, run_emulated
 from sq_convert.arch import Tensor
 from sq_convert.blocks import BlockCalibration
 from sq_convert.calibrate import sum_up
@@ -26,7 +27,7 @@ from sq_convert.progress import Progress
 from sq_convert.sums import SumsFile, SumsFiles
 from sq_convert.workfolder import WorkFolder
 from tokenizers_for_tests import byte_level
-from truth import Logits, assert_equal, cpus, reference_logits, run
+from truth import Logits, assert_equal, cpus, kl_divergence, reference_logits, run
 
 N_TOKENS = 100
 PIECES = ([N_TOKENS], [40, 1, 59], [1] * N_TOKENS)
@@ -39,6 +40,7 @@ class Source:
 
     folder: Path
     long_rope: bool  # past N_SHORT tokens all positions are rotated otherwise
+    experts: bool
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,7 @@ def source(
     model_type, name = request.param
     model = create(model_type, name, tokenizer, folder)
     rope: dict[str, Any] = getattr(model.config, "rope_parameters", {})
-    return Source(folder, rope.get("rope_type") == "longrope")
+    return Source(folder, rope.get("rope_type") == "longrope", model_type == "qwen3_moe")
 
 
 def expected(folder: Path, ids: list[int], pieces: list[int], long_rope: bool) -> Logits:
@@ -86,9 +88,14 @@ def expected(folder: Path, ids: list[int], pieces: list[int], long_rope: bool) -
     return logits
 
 
+@pytest.fixture(scope="module")
+def plugin() -> Path:
+    return emulated_plugin()
+
+
 @pytest.mark.parametrize("bits", WIDTHS)
-def test_logits(source: Source, bits: int, tmp_path: Path) -> None:
-    """Every way to cut the prompt; every instruction set at 4 bits."""
+def test_logits(source: Source, bits: int, plugin: Path, tmp_path: Path) -> None:
+    """Every way to cut the prompt; every instruction set, and the plugin for GPUs, at 4 bits."""
     progress = Progress(io.StringIO())
     path, folder = tmp_path / "model.sq.gguf", tmp_path / "decoded"
     options = Options(
@@ -107,6 +114,20 @@ def test_logits(source: Source, bits: int, tmp_path: Path) -> None:
         reference = expected(folder, ids, pieces, source.long_rope)
         for cpu in cpus() if bits == 4 else ["auto"]:
             assert_equal(reference, run(path, ids, pieces, cpu))
+    if bits == 4 and not source.experts:
+        check_emulated(plugin, path, ids)
+
+
+def check_emulated(plugin: Path, path: Path, ids: list[int]) -> None:
+    """The plugin for GPUs, its kernels run on the CPU; prompts in f16 as a GPU has them, and exactly."""
+    pieces = [24, 1, 12]
+    ids = ids[: sum(pieces)]
+    reference = run(path, ids, pieces, "auto", "f16")
+    exact, fast = (
+        kl_divergence(reference, run_emulated(plugin, path, ids, pieces, e)) for e in (True, False)
+    )
+    assert exact.max() < 1e-6, f"KL divergence {exact.max():.2e} at token {exact.argmax()}"
+    assert fast.mean() < 1e-4, f"KL divergence {fast.mean():.2e}, of prompts in f16"
 
 
 @pytest.mark.parametrize(

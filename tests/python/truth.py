@@ -20,12 +20,13 @@ def run(
     kv: str = "f32",
     threads: int = 2,
     exact: bool = True,
+    device: str = "cpu",
 ) -> Logits:
     """Logits ``[n_tokens, n_vocab]`` of ids given to one session in pieces of these lengths."""
     error, model, session = ffi.new("sq_error *"), ffi.new("sq_model **"), ffi.new("sq_session **")
     cpu_text, kv_text = ffi.new("char[]", cpu.encode()), ffi.new("char[]", kv.encode())
-    device = ffi.new("char[]", b"cpu")
-    model_options = ffi.new("sq_model_options *", {"cpu": cpu_text, "exact": exact, "device": device})
+    device_text = ffi.new("char[]", device.encode())
+    model_options = ffi.new("sq_model_options *", {"cpu": cpu_text, "exact": exact, "device": device_text})
     session_options = ffi.new("sq_session_options *", {"n_threads": threads, "kv": kv_text})
     check(lib.sq_model_open(str(path).encode(), model_options, model, error), error)
     try:

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# gpu.sh test|bench: builds the plugin and its tests with nvcc under build/gpu and runs the tests that need a GPU, once
+# more under compute-sanitizer where that is installed; "bench" then measures, and writes build/bench/gpu.json and the
+# GPU's section of docs/BENCHMARKS.md. Called by `make test-gpu` and `make bench-gpu`.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+absent() {
+    echo "$1" >&2
+    [ "$what" = test ] # without a GPU there is nothing to test, and no measurement
+    exit
+}
+
+what=$1
+programs=build/gpu/tests/cuda
+nvidia-smi -L >/dev/null 2>&1 || absent "$what-gpu: no NVIDIA GPU is there (nvidia-smi finds none)"
+command -v nvcc >/dev/null || absent "$what-gpu: nvcc is missing; install NVIDIA's CUDA toolkit, version 12.4 or newer"
+mkdir -p build/bench
+if ! { cmake -S . -B build/gpu -G Ninja -DSQ_TESTS=ON -DSQ_TOOLS=OFF -DSQ_CUDA=ON \
+    -DCMAKE_CUDA_ARCHITECTURES=native && cmake --build build/gpu; } >build/gpu.log 2>&1; then
+    tail -n 40 build/gpu.log
+    exit 1
+fi
+ctest --test-dir build/gpu -L gpu --output-on-failure
+if [ "$what" = test ]; then
+    if command -v compute-sanitizer >/dev/null; then
+        for test in test_products test_device; do
+            compute-sanitizer --error-exitcode 1 "$programs/gpu_$test"
+        done
+    else
+        echo "test-gpu: compute-sanitizer is not installed; the tests ran without it"
+    fi
+    exit
+fi
+[ -e build/bench/stories.sq.gguf ] || .venv/bin/sq-convert tests/data/stories260K -o build/bench/stories.sq.gguf >/dev/null
+exec env PYTHONPATH=tests/python .venv/bin/python tests/bench/gpu.py --program "$programs/gpu_bench_gpu" --json build/bench/gpu.json \
+    --out docs/BENCHMARKS.md --model build/bench/stories.sq.gguf --model models-cache/SmolLM2-135M-Instruct.sq.gguf

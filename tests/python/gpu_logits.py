@@ -1,0 +1,51 @@
+"""Logits that the plugin for GPUs gives, in a process of its own: LD_LIBRARY_PATH there says which plugin.
+
+usage: gpu_logits.py MODEL OUT.npy PIECES EXACT [TOKEN ...]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from truth import Logits, run
+
+ROOT = Path(__file__).parents[2]
+BUILD = ROOT / "build" / "tests"
+
+
+def emulated_plugin() -> Path:
+    """The folder of the plugin that runs its kernels on the CPU; builds it."""
+    options = ["-DSQ_TESTS=ON", "-DSQ_TOOLS=OFF", "-DSQ_CUDA=OFF"]
+    commands = [
+        ["cmake", "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja", *options],
+        ["cmake", "--build", str(BUILD), "--target", "sq_cuda_emulated"],
+    ]
+    for command in commands:
+        subprocess.run(command, check=True, capture_output=True)
+    return BUILD / "tests" / "cuda" / "emulated"
+
+
+def run_emulated(plugin: Path, path: Path, ids: list[int], pieces: list[int], exact: bool) -> Logits:
+    """As `truth.run`, with all layers on the emulated GPU."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "logits.npy"
+        command = [sys.executable, __file__, str(path), str(out), json.dumps(pieces), str(int(exact))]
+        subprocess.run(
+            [*command, *map(str, ids)], check=True, env={**os.environ, "LD_LIBRARY_PATH": str(plugin)}
+        )
+        logits: Logits = np.load(out)
+    return logits
+
+
+if __name__ == "__main__":
+    path, out, pieces, exact, *ids = sys.argv[1:]
+    ids_of = [int(i) for i in ids]
+    np.save(
+        out, run(Path(path), ids_of, json.loads(pieces), "auto", "f16", exact=exact == "1", device="cuda")
+    )
