@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-DATA = Path(__file__).parent.parent / "data"
+ROOT = Path(__file__).parent.parent.parent
+DATA = ROOT / "tests" / "data"
 
 # A shell without job control starts what it puts in the background with Ctrl-C ignored, and children inherit
 # that: tests of Ctrl-C would wait forever.
@@ -34,6 +35,19 @@ def _program(name: str) -> str:
     path = Path(sysconfig.get_path("scripts")) / name
     assert path.exists(), f"{path} is missing: `make setup` installs it"
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def emulated() -> Path:
+    """The folder of the plugin whose kernels run on the CPU (tests/cuda/emulator), built where it is not."""
+    build = ROOT / "build" / "tests"
+    configure = ("cmake", "-S", ROOT, "-B", build, "-G", "Ninja", "-DSQ_TESTS=ON", "-DSQ_TOOLS=OFF")
+    for command in (
+        (*configure, "-DSQ_CUDA=OFF"),
+        ("cmake", "--build", build, "--target", "sq_cuda_emulated"),
+    ):
+        subprocess.run(command, check=True, capture_output=True)
+    return build / "tests" / "cuda" / "emulated"
 
 
 @pytest.fixture(scope="session")

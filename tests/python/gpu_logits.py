@@ -15,21 +15,6 @@ from pathlib import Path
 import numpy as np
 from truth import Logits, run
 
-ROOT = Path(__file__).parents[2]
-BUILD = ROOT / "build" / "tests"
-
-
-def emulated_plugin() -> Path:
-    """The folder of the plugin that runs its kernels on the CPU; builds it."""
-    options = ["-DSQ_TESTS=ON", "-DSQ_TOOLS=OFF", "-DSQ_CUDA=OFF"]
-    commands = [
-        ["cmake", "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja", *options],
-        ["cmake", "--build", str(BUILD), "--target", "sq_cuda_emulated"],
-    ]
-    for command in commands:
-        subprocess.run(command, check=True, capture_output=True)
-    return BUILD / "tests" / "cuda" / "emulated"
-
 
 def run_emulated(plugin: Path, path: Path, ids: list[int], pieces: list[int], exact: bool) -> Logits:
     """As `truth.run`, with all layers on the emulated GPU."""

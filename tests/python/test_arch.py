@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from arch_variants import N_SHORT, SIZES, VARIANTS
-from gpu_logits import emulated_plugin, run_emulated
+from gpu_logits import run_emulated
 from sq_convert.arch import Tensor
 from sq_convert.blocks import BlockCalibration
 from sq_convert.calibrate import sum_up
@@ -88,13 +88,8 @@ def expected(folder: Path, ids: list[int], pieces: list[int], long_rope: bool) -
     return logits
 
 
-@pytest.fixture(scope="module")
-def plugin() -> Path:
-    return emulated_plugin()
-
-
 @pytest.mark.parametrize("bits", WIDTHS)
-def test_logits(source: Source, bits: int, plugin: Path, tmp_path: Path) -> None:
+def test_logits(source: Source, bits: int, emulated: Path, tmp_path: Path) -> None:
     """Every way to cut the prompt; every instruction set, and the plugin for GPUs, at 4 bits."""
     progress = Progress(io.StringIO())
     path, folder = tmp_path / "model.sq.gguf", tmp_path / "decoded"
@@ -115,7 +110,7 @@ def test_logits(source: Source, bits: int, plugin: Path, tmp_path: Path) -> None
         for cpu in cpus() if bits == 4 else ["auto"]:
             assert_equal(reference, run(path, ids, pieces, cpu))
     if bits == 4 and not source.experts:
-        check_emulated(plugin, path, ids)
+        check_emulated(emulated, path, ids)
 
 
 def check_emulated(plugin: Path, path: Path, ids: list[int]) -> None:

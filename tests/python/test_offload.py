@@ -25,19 +25,6 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
-@pytest.fixture(scope="module")
-def emulated() -> Path:
-    """The folder of the emulated plugin, built where it is not."""
-    build = ROOT / "build" / "tests"
-    configure = ("cmake", "-S", ROOT, "-B", build, "-G", "Ninja", "-DSQ_TESTS=ON", "-DSQ_TOOLS=OFF")
-    for command in (
-        (*configure, "-DSQ_CUDA=OFF"),
-        ("cmake", "--build", build, "--target", "sq_cuda_emulated"),
-    ):
-        subprocess.run(command, check=True, capture_output=True)
-    return build / "tests" / "cuda" / "emulated"
-
-
 def run(*command: Any, plugin: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = os.environ | ({"LD_LIBRARY_PATH": str(plugin)} if plugin else {})
     words = [str(word) for word in command]
