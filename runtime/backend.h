@@ -15,7 +15,7 @@
 
 enum { SQ_RUN_TOKENS = 256 };
 /* Runs of at most so many tokens give each token the very bits that a run of it alone gives. */
-enum { SQ_FEW_TOKENS = 8 };
+enum { SQ_FEW_TOKENS = 16 };
 
 typedef struct sq_backend sq_backend;
 typedef struct sq_profile sq_profile;

@@ -120,7 +120,7 @@ typedef struct operand {
 static operand operand_of(sq_run *run, const float *data, size_t stride, uint32_t n, uint32_t n_in,
                           uint32_t thread) {
     operand in = {data, stride, n, NULL};
-    if (run->model->exact || n <= SQ_FIXED_TOKENS)
+    if (run->model->exact || n <= SQ_FEW_TOKENS)
         return in;
     size_t group_bytes = sq_fixed_group_bytes(n_in);
     share tokens = share_of(run, n, SQ_FIXED_TOKENS, thread);
@@ -135,18 +135,6 @@ static operand operand_of(sq_run *run, const float *data, size_t stride, uint32_
     return in;
 }
 
-/* Tokens one by one, so that a token's result is the same to the last bit whichever run it is in; but of few
- * rows at a time, which come from memory once. */
-static void few_rows(const sq_kernels *kernels, const sq_matrix *w, const operand *in, float *out,
-                     size_t out_stride, share rows) {
-    uint32_t n_at_once = in->n == 1 ? rows.last - rows.first : SQ_GEMM_ROWS;
-    for (uint32_t row = rows.first, last; row < rows.last; row = last) {
-        last = rows.last - row < n_at_once ? rows.last : row + n_at_once;
-        for (uint32_t t = 0; t < in->n; t++)
-            kernels->types[w->type].gemv(w, in->data + t * in->stride, out + t * out_stride + row, row, last);
-    }
-}
-
 /* Rows of `linear` in the share, for all rows of `in`: out[t][r] = linear(in[t])[r]. */
 static void linear_rows(sq_run *run, const sq_linear *linear, const operand *in, float *out,
                         size_t out_stride, share rows, uint32_t thread) {
@@ -155,7 +143,8 @@ static void linear_rows(sq_run *run, const sq_linear *linear, const operand *in,
     if (rows.first >= rows.last)
         return;
     if (in->n <= SQ_FEW_TOKENS)
-        few_rows(kernels, &linear->w, in, out, out_stride, rows);
+        kernels->types[linear->w.type].gemv(&linear->w, in->data, in->stride, in->n, y, out_stride,
+                                            rows.first, rows.last);
     else if (in->packed)
         kernels->fixed_gemm(&linear->w, in->packed, in->n, y, out_stride, rows.first, rows.last, scratch);
     else

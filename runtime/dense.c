@@ -26,14 +26,16 @@ static float q8_0_at(const uint8_t *row, uint32_t i) {
     return sq_f16_to_f32(u16_at(block)) * (float)(int8_t)block[2 + i % Q8_0_WEIGHTS];
 }
 
-static inline void gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1,
-                        weight_at *at) {
-    for (uint32_t row = row0; row < row1; row++) {
-        float sum = 0;
-        for (uint32_t i = 0; i < w->n_in; i++) {
-            sum += at(w->data + row * w->row_bytes, i) * x[i];
+static inline void gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y,
+                        size_t ldy, uint32_t row0, uint32_t row1, weight_at *at) {
+    for (uint32_t t = 0; t < n_tokens; t++, x += ldx, y += ldy) {
+        for (uint32_t row = row0; row < row1; row++) {
+            float sum = 0;
+            for (uint32_t i = 0; i < w->n_in; i++) {
+                sum += at(w->data + row * w->row_bytes, i) * x[i];
+            }
+            y[row - row0] = sum + sq_sparse_dot(w, row, x);
         }
-        y[row - row0] = sum + sq_sparse_dot(w, row, x);
     }
 }
 
@@ -45,16 +47,19 @@ static inline void expand_row(const sq_matrix *w, uint32_t row, float *out, weig
     sq_sparse_add(w, row, out);
 }
 
-void sq_f32_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1) {
-    gemv(w, x, y, row0, row1, f32_at);
+void sq_f32_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
+                 uint32_t row0, uint32_t row1) {
+    gemv(w, x, ldx, n_tokens, y, ldy, row0, row1, f32_at);
 }
 
-void sq_f16_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1) {
-    gemv(w, x, y, row0, row1, f16_at);
+void sq_f16_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
+                 uint32_t row0, uint32_t row1) {
+    gemv(w, x, ldx, n_tokens, y, ldy, row0, row1, f16_at);
 }
 
-void sq_q8_0_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1) {
-    gemv(w, x, y, row0, row1, q8_0_at);
+void sq_q8_0_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
+                  uint32_t row0, uint32_t row1) {
+    gemv(w, x, ldx, n_tokens, y, ldy, row0, row1, q8_0_at);
 }
 
 void sq_f32_expand_row(const sq_matrix *w, uint32_t row, float *out) {

@@ -11,8 +11,10 @@
 #include "tensor.h"
 
 typedef struct sq_type_kernels {
-    /* y[r - row0] = Σ_i W[r, i] x[i], dense plus sparse, for r in [row0, row1). */
-    void (*gemv)(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1);
+    /* y[t · ldy + (r - row0)] = Σ_i W[r, i] x[t · ldx + i], dense plus sparse, for t < n_tokens, which are
+     * few, r in [row0, row1). A token's result is the same to the last bit whichever others are beside it. */
+    void (*gemv)(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
+                 uint32_t row0, uint32_t row1);
     /* out[i] = W[row, i], dense plus sparse, i < n_in; out is sq_pad(n_in) long, zero past n_in. */
     void (*expand_row)(const sq_matrix *w, uint32_t row, float *out);
 } sq_type_kernels;

@@ -73,19 +73,24 @@ static void widen_table(const layout *l, const sq_matrix *w, uint32_t row, float
     }
 }
 
-static void gemv(const layout *l, const sq_matrix *w, const float *x, float *y, uint32_t row0,
-                 uint32_t row1) {
-    float table[16], weights[BLOCK3];
-    for (uint32_t row = row0; row < row1; row++) {
-        float sum = 0;
-        widen_table(l, w, row, table);
-        for (uint32_t i = 0; i < w->n_in; i += l->block) {
-            uint32_t n = decode_at(l, w, row, i, table, weights);
-            for (uint32_t k = 0; k < n; k++) {
-                sum += weights[k] * x[i + k];
-            }
+static float row_dot(const layout *l, const sq_matrix *w, uint32_t row, const float *x) {
+    float table[16], weights[BLOCK3], sum = 0;
+    widen_table(l, w, row, table);
+    for (uint32_t i = 0; i < w->n_in; i += l->block) {
+        uint32_t n = decode_at(l, w, row, i, table, weights);
+        for (uint32_t k = 0; k < n; k++) {
+            sum += weights[k] * x[i + k];
         }
-        y[row - row0] = sum + sq_sparse_dot(w, row, x);
+    }
+    return sum + sq_sparse_dot(w, row, x);
+}
+
+static void gemv(const layout *l, const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y,
+                 size_t ldy, uint32_t row0, uint32_t row1) {
+    for (uint32_t t = 0; t < n_tokens; t++) {
+        for (uint32_t row = row0; row < row1; row++) {
+            y[t * ldy + (row - row0)] = row_dot(l, w, row, x + t * ldx);
+        }
     }
 }
 
@@ -100,16 +105,19 @@ static void expand_row(const layout *l, const sq_matrix *w, uint32_t row, float 
     sq_sparse_add(w, row, out);
 }
 
-void sq_lut2_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1) {
-    gemv(&lut2, w, x, y, row0, row1);
+void sq_lut2_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
+                  uint32_t row0, uint32_t row1) {
+    gemv(&lut2, w, x, ldx, n_tokens, y, ldy, row0, row1);
 }
 
-void sq_lut3_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1) {
-    gemv(&lut3, w, x, y, row0, row1);
+void sq_lut3_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
+                  uint32_t row0, uint32_t row1) {
+    gemv(&lut3, w, x, ldx, n_tokens, y, ldy, row0, row1);
 }
 
-void sq_lut4_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1) {
-    gemv(&lut4, w, x, y, row0, row1);
+void sq_lut4_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
+                  uint32_t row0, uint32_t row1) {
+    gemv(&lut4, w, x, ldx, n_tokens, y, ldy, row0, row1);
 }
 
 void sq_lut2_expand_row(const sq_matrix *w, uint32_t row, float *out) {

@@ -2,10 +2,10 @@
  * defining the vector operations it is made of:
  *
  *   W                     floats in a vector: 16 or 8
- *   GEMV_ROWS             rows that share the loads of x in a matrix-vector product, at most 4
- *   GEMM_TOKENS           tokens in a register tile of 4 rows, at most 6
- *   vf, vu, v4            vectors of W float, W uint32_t, 4 float
- *   vf_zero vf_set1 vf_load vf_store vf_fma
+ *   GEMV_ROWS             rows that share the loads of x in a product with one token, at most 4
+ *   FEW_ROWS, FEW_TOKENS  rows that share the loads of x, and tokens that share the decoded weights, in a
+ * product with few tokens; both at most 4 GEMM_TOKENS           tokens in a register tile of 4 rows, at most
+ * 6 vf, vu, v4            vectors of W float, W uint32_t, 4 float vf_zero vf_set1 vf_load vf_store vf_fma
  *   vf_load_n vf_store_n  the first n lanes alone, n <= W; the others are zero, memory past n untouched
  *   vf_load_f16 vf_load_f16_n vf_load_i8      widened from W elements
  *   vf_set1_f16           one f16 in all lanes
@@ -26,6 +26,8 @@
 #define SQ_INLINE static inline __attribute__((always_inline))
 
 enum { BLOCK_DWORDS = 16 };
+/* Of a tile of rows and tokens. */
+enum { TILE_SUMS = FEW_ROWS * FEW_TOKENS > GEMV_ROWS ? FEW_ROWS * FEW_TOKENS : GEMV_ROWS };
 
 /* Hardware does not follow several short rows at once. They lie one after another, so a product with some
  * rows asks for what is needed soon, by these rows or the next ones, in the order in which it lies, whichever
@@ -39,8 +41,8 @@ typedef struct prefetcher {
 } prefetcher;
 
 /* Begins behind the last of the rows, which are all needed at once. */
-SQ_INLINE prefetcher prefetcher_of(const sq_matrix *w, uint32_t row, int n_rows) {
-    size_t in_use = n_rows * w->row_bytes + w->n_in * sizeof(float);
+SQ_INLINE prefetcher prefetcher_of(const sq_matrix *w, uint32_t row, int n_rows, int n_tokens) {
+    size_t in_use = n_rows * w->row_bytes + n_tokens * w->n_in * sizeof(float);
     return (prefetcher){w->data + (row + n_rows - 1) * w->row_bytes + PREFETCH_BYTES,
                         in_use <= PREFETCH_L1_BYTES};
 }
@@ -136,13 +138,26 @@ SQ_INLINE uint32_t block_of(int bits) {
 }
 
 /* Vector h of a full plane (D = 16) covers the positions 16 j + W h …: field j of its own dwords. */
-SQ_INLINE void plane_dot(int bits, int n_rows, const lut_table *tables, const vu *plane, const float *x,
-                         vf (*sums)[2]) {
-    for (int j = 0; j < n_fields(bits); j++) {
-        vf xs = vf_load(x + BLOCK_DWORDS * j);
-        for (int r = 0; r < n_rows; r++) {
-            vu codes = plane[r] >> field_bits(bits) * j;
-            sums[r][j % 2] = vf_fma(lut_at(bits, &tables[r], codes), xs, sums[r][j % 2]);
+SQ_INLINE void plane_dot(int bits, int n_rows, int n_tokens, const lut_table *tables, const vu *plane,
+                         const float *x, size_t ldx, vf (*sums)[2]) {
+    vu codes[GEMV_ROWS];
+    for (int r = 0; r < n_rows; r++) {
+        codes[r] = plane[r];
+    }
+    for (int j = 0; j < n_fields(bits); j += 2) {
+        for (int k = 0; k < 2; k++, x += BLOCK_DWORDS) {
+            vf xs[FEW_TOKENS];
+            for (int t = 0; t < n_tokens; t++) {
+                xs[t] = vf_load(x + t * ldx);
+            }
+            for (int r = 0; r < n_rows; r++) {
+                vf weights = lut_at(bits, &tables[r], codes[r]);
+                codes[r] >>= field_bits(bits);
+                for (int t = 0; t < n_tokens; t++) {
+                    vf *sum = &sums[r * n_tokens + t][k];
+                    *sum = vf_fma(weights, xs[t], *sum);
+                }
+            }
         }
     }
 }
@@ -168,15 +183,21 @@ SQ_INLINE vu scatter_codes(scatter s, const dwords *plane) {
 }
 
 /* `x` points at the plane's first position; it is not read past the last. */
-SQ_INLINE void narrow_dot(int bits, int n_rows, const lut_table *tables, const dwords *planes,
-                          uint32_t n_dwords, const float *x, vf (*sums)[2]) {
+SQ_INLINE void narrow_dot(int bits, int n_rows, int n_tokens, const lut_table *tables, const dwords *planes,
+                          uint32_t n_dwords, const float *x, size_t ldx, vf (*sums)[2]) {
     uint32_t n = n_fields(bits) * n_dwords;
     for (uint32_t p = 0; p < n; p += W) {
         scatter s = scatter_of(bits, p, n_dwords);
-        vf xs = n - p >= W ? vf_load(x + p) : vf_load_n(x + p, 8);
+        vf xs[FEW_TOKENS];
+        for (int t = 0; t < n_tokens; t++) {
+            xs[t] = n - p >= W ? vf_load(x + t * ldx + p) : vf_load_n(x + t * ldx + p, 8);
+        }
         for (int r = 0; r < n_rows; r++) {
             vf weights = lut_at(bits, &tables[r], scatter_codes(s, &planes[r]));
-            sums[r][0] = vf_fma(weights, xs, sums[r][0]);
+            for (int t = 0; t < n_tokens; t++) {
+                vf *sum = &sums[r * n_tokens + t][0];
+                *sum = vf_fma(weights, xs[t], *sum);
+            }
         }
     }
 }
@@ -201,17 +222,20 @@ SQ_INLINE void dwords_add_spare(dwords *spare, const dwords *plane, int p) {
     }
 }
 
-/* sums[r] += Σ lut[code(row + r, i)] x[i] over the lanes, r < n_rows. */
-SQ_INLINE void lut_dot(int bits, const sq_matrix *w, const float *x, uint32_t row, int n_rows, vf *sums) {
+/* dot_tile, below. */
+SQ_INLINE void lut_dot(int bits, const sq_matrix *w, const float *x, size_t ldx, uint32_t row, int n_rows,
+                       int n_tokens, vf *sums) {
     const uint32_t n_planes = n_planes_of(bits), block = block_of(bits);
     const uint8_t *codes[GEMV_ROWS];
-    prefetcher ahead = prefetcher_of(w, row, n_rows);
+    prefetcher ahead = prefetcher_of(w, row, n_rows, n_tokens);
     lut_table tables[GEMV_ROWS];
-    vf partial[GEMV_ROWS][2];
+    vf partial[TILE_SUMS][2];
     for (int r = 0; r < n_rows; r++) {
         codes[r] = w->data + (row + r) * w->row_bytes;
         tables[r] = lut_load(bits, w->lut + ((size_t)(row + r) << bits));
-        partial[r][0] = partial[r][1] = vf_zero();
+    }
+    for (int i = 0; i < n_rows * n_tokens; i++) {
+        partial[i][0] = partial[i][1] = vf_zero();
     }
     for (uint32_t b = 0; b < w->n_in / block; b++, x += block) {
         for (int h = 0; h < BLOCK_DWORDS / W; h++) {
@@ -222,10 +246,10 @@ SQ_INLINE void lut_dot(int bits, const sq_matrix *w, const float *x, uint32_t ro
                     prefetch(&ahead, 4 * W);
                     spare[r] = p ? spare[r] | spare_bits(plane[r], p) : spare_bits(plane[r], p);
                 }
-                plane_dot(bits, n_rows, tables, plane, x + 128 * p + W * h, partial);
+                plane_dot(bits, n_rows, n_tokens, tables, plane, x + 128 * p + W * h, ldx, partial);
             }
             if (bits == 3) {
-                plane_dot(bits, n_rows, tables, spare, x + 384 + W * h, partial);
+                plane_dot(bits, n_rows, n_tokens, tables, spare, x + 384 + W * h, ldx, partial);
             }
         }
         for (int r = 0; r < n_rows; r++) {
@@ -243,14 +267,14 @@ SQ_INLINE void lut_dot(int bits, const sq_matrix *w, const float *x, uint32_t ro
                 prefetch(&ahead, 4 * n_dwords);
                 dwords_add_spare(&spare[r], &plane[r], p);
             }
-            narrow_dot(bits, n_rows, tables, plane, n_dwords, x + 8 * p * n_dwords, partial);
+            narrow_dot(bits, n_rows, n_tokens, tables, plane, n_dwords, x + 8 * p * n_dwords, ldx, partial);
         }
         if (bits == 3) {
-            narrow_dot(bits, n_rows, tables, spare, n_dwords, x + 24 * n_dwords, partial);
+            narrow_dot(bits, n_rows, n_tokens, tables, spare, n_dwords, x + 24 * n_dwords, ldx, partial);
         }
     }
-    for (int r = 0; r < n_rows; r++) {
-        sums[r] = partial[r][0] + partial[r][1];
+    for (int i = 0; i < n_rows * n_tokens; i++) {
+        sums[i] = partial[i][0] + partial[i][1];
     }
 }
 
@@ -309,23 +333,26 @@ SQ_INLINE vf f16_load_n(const uint8_t *row, size_t i, uint32_t n) {
 }
 
 SQ_INLINE void dense_dot(load_weights *load, load_n_weights *load_n, size_t element_bytes, const sq_matrix *w,
-                         const float *x, uint32_t row, int n_rows, vf *sums) {
+                         const float *x, size_t ldx, uint32_t row, int n_rows, int n_tokens, vf *sums) {
     const uint8_t *rows[GEMV_ROWS];
-    prefetcher ahead = prefetcher_of(w, row, n_rows);
-    uint32_t i = 0, n = w->n_in;
+    prefetcher ahead = prefetcher_of(w, row, n_rows, n_tokens);
     for (int r = 0; r < n_rows; r++) {
         rows[r] = w->data + (row + r) * w->row_bytes;
-        sums[r] = vf_zero();
     }
-    for (; i + W <= n; i += W) {
-        vf xs = vf_load(x + i);
-        for (int r = 0; r < n_rows; r++) {
-            prefetch(&ahead, W * element_bytes);
-            sums[r] = vf_fma(load(rows[r], i), xs, sums[r]);
+    for (uint32_t i = 0; i < w->n_in; i += W) {
+        uint32_t left = w->n_in - i;
+        vf xs[FEW_TOKENS];
+        for (int t = 0; t < n_tokens; t++) {
+            xs[t] = vf_load(x + t * ldx + i);
         }
-    }
-    for (int r = 0; i < n && r < n_rows; r++) {
-        sums[r] = vf_fma(load_n(rows[r], i, n - i), vf_load(x + i), sums[r]);
+        for (int r = 0; r < n_rows; r++) {
+            vf weights = left < W ? load_n(rows[r], i, left) : load(rows[r], i);
+            prefetch(&ahead, W * element_bytes);
+            for (int t = 0; t < n_tokens; t++) {
+                vf *sum = &sums[r * n_tokens + t];
+                *sum = vf_fma(weights, xs[t], *sum);
+            }
+        }
     }
 }
 
@@ -344,22 +371,27 @@ SQ_INLINE void dense_expand(load_weights *load, load_n_weights *load_n, const sq
 }
 
 /* Blocks of an f16 scale and 32 bytes: the scale multiplies the sum of its block. */
-SQ_INLINE void q8_0_dot(const sq_matrix *w, const float *x, uint32_t row, int n_rows, vf *sums) {
+SQ_INLINE void q8_0_dot(const sq_matrix *w, const float *x, size_t ldx, uint32_t row, int n_rows,
+                        int n_tokens, vf *sums) {
     const uint8_t *blocks[GEMV_ROWS];
-    prefetcher ahead = prefetcher_of(w, row, n_rows);
+    prefetcher ahead = prefetcher_of(w, row, n_rows, n_tokens);
     for (int r = 0; r < n_rows; r++) {
         blocks[r] = w->data + (row + r) * w->row_bytes;
-        sums[r] = vf_zero();
     }
     for (uint32_t b = 0; b < w->n_in / 32; b++, x += 32) {
         for (int r = 0; r < n_rows; r++, blocks[r - 1] += 34) {
-            const int8_t *q = (const int8_t *)blocks[r] + 2;
-            prefetch(&ahead, 34);
-            vf sum = vf_load_i8(q) * vf_load(x);
-            for (int i = W; i < 32; i += W) {
-                sum = vf_fma(vf_load_i8(q + i), vf_load(x + i), sum);
+            vf weights[32 / W];
+            for (int i = 0; i < 32 / W; i++) {
+                weights[i] = vf_load_i8((const int8_t *)blocks[r] + 2 + i * W);
             }
-            sums[r] = vf_fma(vf_set1_f16(blocks[r]), sum, sums[r]);
+            prefetch(&ahead, 34);
+            for (int t = 0; t < n_tokens; t++) {
+                vf product = weights[0] * vf_load(x + t * ldx), *sum = &sums[r * n_tokens + t];
+                for (int i = 1; i < 32 / W; i++) {
+                    product = vf_fma(weights[i], vf_load(x + t * ldx + i * W), product);
+                }
+                *sum = vf_fma(vf_set1_f16(blocks[r]), product, *sum);
+            }
         }
     }
 }
@@ -374,70 +406,112 @@ static void q8_0_expand_row(const sq_matrix *w, uint32_t row, float *out) {
     kept_add(w, row, out);
 }
 
-/* ---- one token -------------------------------------------------------------------------------- */
+/* ---- few tokens ------------------------------------------------------------------------------- */
 
-/* sums[r] += W[row + r, i] x[i] over the lanes, dense part, for r < n_rows <= GEMV_ROWS. */
-typedef void dot_rows(const sq_matrix *w, const float *x, uint32_t row, int n_rows, vf *sums);
+/* sums[r · n_tokens + t] = Σ_i W[row + r, i] x[t · ldx + i] over the lanes, dense part, of sums that are
+ * zero: a token's are added in the same order whichever others are beside it. n_rows <= GEMV_ROWS of one
+ * token, or FEW_ROWS of n_tokens <= FEW_TOKENS. */
+typedef void dot_tile(const sq_matrix *w, const float *x, size_t ldx, uint32_t row, int n_rows, int n_tokens,
+                      vf *sums);
 
-SQ_INLINE void gemv_rows(dot_rows *dot, int n_rows, const sq_matrix *w, const float *x, float *y,
-                         uint32_t row, uint32_t row1, kept_products *kept) {
-    vf sums[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
-    dot(w, x, row, n_rows, sums);
-    if (w->rows) {
+SQ_INLINE void gemv_tile(dot_tile *dot, int n_rows, int n_tokens, const sq_matrix *w, const float *x,
+                         size_t ldx, float *y, size_t ldy, uint32_t row, uint32_t row1, kept_products *kept) {
+    vf sums[(TILE_SUMS + 3) / 4 * 4];
+    for (int i = 0; i < (n_rows * n_tokens + 3) / 4 * 4; i++) {
+        sums[i] = vf_zero();
+    }
+    dot(w, x, ldx, row, n_rows, n_tokens, sums);
+    for (int t = 0; w->rows && t < n_tokens; t++) {
         for (int r = 0; r < n_rows; r++) {
-            sums[r] += kept_sum(kept, w, row + r, row1, x);
+            sums[r * n_tokens + t] += kept_sum(&kept[t], w, row + r, row1, x + t * ldx);
         }
     }
-    v4 totals = vf_sums(sums);
-    memcpy(y, &totals, n_rows * sizeof *y);
-}
-
-SQ_INLINE void gemv(dot_rows *dot, const sq_matrix *w, const float *x, float *y, uint32_t row0,
-                    uint32_t row1) {
-    kept_products kept;
-    kept.begin = kept.end = 0;
-    uint32_t row = row0;
-    for (; row1 - row >= GEMV_ROWS; row += GEMV_ROWS) {
-        gemv_rows(dot, GEMV_ROWS, w, x, y + (row - row0), row, row1, &kept);
-    }
-    for (; row < row1; row++) {
-        gemv_rows(dot, 1, w, x, y + (row - row0), row, row1, &kept);
+    for (int i = 0; i < n_rows * n_tokens; i += 4) {
+        v4 totals = vf_sums(sums + i);
+        for (int k = i; k < i + 4 && k < n_rows * n_tokens; k++) {
+            y[k % n_tokens * ldy + k / n_tokens] = totals[k - i];
+        }
     }
 }
 
-SQ_INLINE void lut2_dot(const sq_matrix *w, const float *x, uint32_t row, int n_rows, vf *sums) {
-    lut_dot(2, w, x, row, n_rows, sums);
-}
-SQ_INLINE void lut3_dot(const sq_matrix *w, const float *x, uint32_t row, int n_rows, vf *sums) {
-    lut_dot(3, w, x, row, n_rows, sums);
-}
-SQ_INLINE void lut4_dot(const sq_matrix *w, const float *x, uint32_t row, int n_rows, vf *sums) {
-    lut_dot(4, w, x, row, n_rows, sums);
-}
-SQ_INLINE void f32_dot(const sq_matrix *w, const float *x, uint32_t row, int n_rows, vf *sums) {
-    dense_dot(f32_load, f32_load_n, 4, w, x, row, n_rows, sums);
-}
-SQ_INLINE void f16_dot(const sq_matrix *w, const float *x, uint32_t row, int n_rows, vf *sums) {
-    dense_dot(f16_load, f16_load_n, 2, w, x, row, n_rows, sums);
+SQ_INLINE void gemv_tokens(dot_tile *dot, int n_rows, int n_tokens, const sq_matrix *w, const float *x,
+                           size_t ldx, float *y, size_t ldy, uint32_t row, uint32_t row1) {
+    kept_products kept[FEW_TOKENS];
+    for (int t = 0; t < n_tokens; t++) {
+        kept[t].begin = kept[t].end = 0;
+    }
+    for (; row1 - row >= (uint32_t)n_rows; row += n_rows, y += n_rows) {
+        gemv_tile(dot, n_rows, n_tokens, w, x, ldx, y, ldy, row, row1, kept);
+    }
+    for (; row < row1; row++, y++) {
+        gemv_tile(dot, 1, n_tokens, w, x, ldx, y, ldy, row, row1, kept);
+    }
 }
 
-static void lut2_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1) {
-    gemv(lut2_dot, w, x, y, row0, row1);
+/* Of several tokens some rows at a time, which come from memory once. */
+SQ_INLINE void gemv(dot_tile *dot, const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens,
+                    float *y, size_t ldy, uint32_t row0, uint32_t row1) {
+    uint32_t n_at_once = n_tokens == 1 ? row1 - row0 : SQ_GEMM_ROWS;
+    for (uint32_t row = row0, last; row < row1; row = last) {
+        last = row1 - row < n_at_once ? row1 : row + n_at_once;
+        float *out = y + (row - row0);
+        uint32_t t = 0;
+        for (; n_tokens - t >= FEW_TOKENS; t += FEW_TOKENS) {
+            gemv_tokens(dot, FEW_ROWS, FEW_TOKENS, w, x + t * ldx, ldx, out + t * ldy, ldy, row, last);
+        }
+        for (; n_tokens - t >= 2; t += 2) {
+            gemv_tokens(dot, FEW_ROWS, 2, w, x + t * ldx, ldx, out + t * ldy, ldy, row, last);
+        }
+        if (t < n_tokens) {
+            gemv_tokens(dot, GEMV_ROWS, 1, w, x + t * ldx, ldx, out + t * ldy, ldy, row, last);
+        }
+    }
 }
-static void lut3_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1) {
-    gemv(lut3_dot, w, x, y, row0, row1);
+
+SQ_INLINE void lut2_dot(const sq_matrix *w, const float *x, size_t ldx, uint32_t row, int n_rows,
+                        int n_tokens, vf *sums) {
+    lut_dot(2, w, x, ldx, row, n_rows, n_tokens, sums);
 }
-static void lut4_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1) {
-    gemv(lut4_dot, w, x, y, row0, row1);
+SQ_INLINE void lut3_dot(const sq_matrix *w, const float *x, size_t ldx, uint32_t row, int n_rows,
+                        int n_tokens, vf *sums) {
+    lut_dot(3, w, x, ldx, row, n_rows, n_tokens, sums);
 }
-static void f32_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1) {
-    gemv(f32_dot, w, x, y, row0, row1);
+SQ_INLINE void lut4_dot(const sq_matrix *w, const float *x, size_t ldx, uint32_t row, int n_rows,
+                        int n_tokens, vf *sums) {
+    lut_dot(4, w, x, ldx, row, n_rows, n_tokens, sums);
 }
-static void f16_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1) {
-    gemv(f16_dot, w, x, y, row0, row1);
+SQ_INLINE void f32_dot(const sq_matrix *w, const float *x, size_t ldx, uint32_t row, int n_rows, int n_tokens,
+                       vf *sums) {
+    dense_dot(f32_load, f32_load_n, 4, w, x, ldx, row, n_rows, n_tokens, sums);
 }
-static void q8_0_gemv(const sq_matrix *w, const float *x, float *y, uint32_t row0, uint32_t row1) {
-    gemv(q8_0_dot, w, x, y, row0, row1);
+SQ_INLINE void f16_dot(const sq_matrix *w, const float *x, size_t ldx, uint32_t row, int n_rows, int n_tokens,
+                       vf *sums) {
+    dense_dot(f16_load, f16_load_n, 2, w, x, ldx, row, n_rows, n_tokens, sums);
+}
+
+static void lut2_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
+                      uint32_t row0, uint32_t row1) {
+    gemv(lut2_dot, w, x, ldx, n_tokens, y, ldy, row0, row1);
+}
+static void lut3_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
+                      uint32_t row0, uint32_t row1) {
+    gemv(lut3_dot, w, x, ldx, n_tokens, y, ldy, row0, row1);
+}
+static void lut4_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
+                      uint32_t row0, uint32_t row1) {
+    gemv(lut4_dot, w, x, ldx, n_tokens, y, ldy, row0, row1);
+}
+static void f32_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
+                     uint32_t row0, uint32_t row1) {
+    gemv(f32_dot, w, x, ldx, n_tokens, y, ldy, row0, row1);
+}
+static void f16_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
+                     uint32_t row0, uint32_t row1) {
+    gemv(f16_dot, w, x, ldx, n_tokens, y, ldy, row0, row1);
+}
+static void q8_0_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
+                      uint32_t row0, uint32_t row1) {
+    gemv(q8_0_dot, w, x, ldx, n_tokens, y, ldy, row0, row1);
 }
 
 static void lut2_expand_row(const sq_matrix *w, uint32_t row, float *out) {

@@ -231,22 +231,33 @@ static void check_near_dot(const sq_kernels *k, const example *e, uint32_t r, ui
               found, expected, tolerance);
 }
 
-static void check_gemv(const sq_kernels *k, const example *e) {
-    uint32_t n_out = e->m.n_out;
-    guarded x = activations(1, e->m.n_in, 0), y = guard_alloc(n_out * sizeof(float));
-    float *whole = y.data;
-    k->types[e->m.type].gemv(&e->m, x.data, whole, 0, n_out);
-    for (uint32_t r = 0; r < n_out; r++) {
-        check_near_dot(k, e, r, 1, x.data, whole[r]);
-    }
-    for (uint32_t r0 = 0, r1; r0 < n_out; r0 = r1) { /* any split gives the same */
-        r1 = r0 + 1 + random_below(n_out - r0 < 9 ? n_out - r0 : 9);
-        guarded part = guard_alloc((r1 - r0) * sizeof(float));
-        k->types[e->m.type].gemv(&e->m, x.data, part.data, r0, r1);
-        CHECK_SAY(!memcmp(part.data, whole + r0, (r1 - r0) * sizeof(float)),
-                  "%s %s: rows %u to %u of [%u, %u] differ when computed alone", k->name,
-                  sq_types[e->m.type].name, r0, r1, n_out, e->m.n_in);
-        guard_free(part);
+static void check_gemv(const sq_kernels *k, const example *e, uint32_t n_tokens) {
+    uint32_t n_out = e->m.n_out, n_in = e->m.n_in;
+    size_t ldx = sq_pad(n_in) + 32, ldy = n_out + 3, n_y = (n_tokens - 1) * ldy + n_out;
+    guarded x = activations(n_tokens, n_in, ldx), y = guard_alloc(n_y * sizeof(float));
+    float *whole = y.data, untouched;
+    memset(whole, 0x7f, n_y * sizeof(float));
+    memset(&untouched, 0x7f, sizeof untouched);
+    k->types[e->m.type].gemv(&e->m, x.data, ldx, n_tokens, whole, ldy, 0, n_out);
+    for (uint32_t t = 0; t < n_tokens; t++) {
+        const float *xt = (float *)x.data + t * ldx, *yt = whole + t * ldy;
+        for (uint32_t r = 0; r < n_out; r++) {
+            check_near_dot(k, e, r, n_tokens, xt, yt[r]);
+        }
+        for (uint32_t r = n_out; r < ldy && t + 1 < n_tokens; r++) {
+            CHECK_SAY(!memcmp(&yt[r], &untouched, sizeof untouched),
+                      "%s %s: [%u, %u], %u tokens: wrote past row %u", k->name, sq_types[e->m.type].name,
+                      n_out, n_in, n_tokens, n_out);
+        }
+        for (uint32_t r0 = 0, r1; r0 < n_out; r0 = r1) { /* any split of rows and tokens gives the same */
+            r1 = r0 + 1 + random_below(n_out - r0 < 9 ? n_out - r0 : 9);
+            guarded part = guard_alloc((r1 - r0) * sizeof(float));
+            k->types[e->m.type].gemv(&e->m, xt, ldx, 1, part.data, 0, r0, r1);
+            CHECK_SAY(!memcmp(part.data, yt + r0, (r1 - r0) * sizeof(float)),
+                      "%s %s: rows %u to %u of [%u, %u], token %u of %u differ when computed alone", k->name,
+                      sq_types[e->m.type].name, r0, r1, n_out, n_in, t, n_tokens);
+            guard_free(part);
+        }
     }
     guard_free(x);
     guard_free(y);
@@ -374,8 +385,9 @@ static void check_matrix(uint32_t n_out, uint32_t n_in, const uint32_t *token_co
             example e = example_create(type, n_out, n_in, sparse);
             for (int s = 0; s < n_sets; s++) {
                 check_expand(sets[s], &e);
-                check_gemv(sets[s], &e);
+                check_gemv(sets[s], &e, 1);
                 for (int i = 0; i < n_counts; i++) {
+                    check_gemv(sets[s], &e, token_counts[i]);
                     check_gemm(sets[s], &e, token_counts[i]);
                     if (sets[s]->fixed_gemm) {
                         check_fixed(sets[s], &e, token_counts[i]);
