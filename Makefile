@@ -17,7 +17,7 @@ export PYTHON
 
 MODEL := models-cache/SmolLM2-135M-Instruct.sq.gguf
 STAMPS := .venv/stamps
-C_SOURCES := $(wildcard runtime/*.[ch] runtime/*/*.[ch] runtime/*/*/*.[ch] models/*.[ch] convert/*.[ch])
+C_SOURCES := $(wildcard runtime/*.[ch] runtime/*/*.[ch] runtime/*/*/*.[ch] models/*.[ch] convert/*.[ch] cuda/*)
 SET_UP := scripts/setup.sh pyproject.toml constraints.txt CMakeLists.txt $(C_SOURCES)
 
 # The prompt reaches sq-run in an environment variable, byte for byte: neither make nor a shell expands it.

@@ -264,13 +264,11 @@ uint32_t gpu_attention_splits(const gpu_card *card, uint32_t n_kv_heads) {
 }
 
 cudaError_t gpu_attention_prepare(const gpu_card *card) {
-    cudaError_t result = cudaSuccess;
+    cudaError_t result = gpu_kernel_prepare(prepare, card);
     for (uint32_t head_dim : {1u * PART, 2u * PART, 4u * PART})
         for (uint32_t n_rows : {1u, 4u})
             if (!result)
-                result =
-                    cudaFuncSetAttribute(variant_of(head_dim, n_rows).kernel,
-                                         cudaFuncAttributeMaxDynamicSharedMemorySize, card->shared_bytes);
+                result = gpu_kernel_prepare(variant_of(head_dim, n_rows).kernel, card);
     return result;
 }
 

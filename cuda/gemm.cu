@@ -232,9 +232,7 @@ cudaError_t gpu_gemm_prepare(const gpu_card *card) {
     for (uint32_t bits : {2u, 3u, 4u, 8u, 16u})
         for (bool is_wide : {true, false})
             if (result == cudaSuccess)
-                result =
-                    cudaFuncSetAttribute(kernel_of(bits, is_wide),
-                                         cudaFuncAttributeMaxDynamicSharedMemorySize, card->shared_bytes);
+                result = gpu_kernel_prepare(kernel_of(bits, is_wide), card);
     return result;
 }
 

@@ -293,9 +293,7 @@ cudaError_t gpu_gemv_prepare(const gpu_card *card) {
     for (uint32_t bits : {2u, 3u, 4u, 8u, 16u})
         for (uint32_t n_tokens : {4u, 8u, 16u})
             if (result == cudaSuccess)
-                result =
-                    cudaFuncSetAttribute(kernel_of(bits, n_tokens),
-                                         cudaFuncAttributeMaxDynamicSharedMemorySize, card->shared_bytes);
+                result = gpu_kernel_prepare(kernel_of(bits, n_tokens), card);
     return result;
 }
 

@@ -118,6 +118,15 @@ void gpu_run(gpu_launch *l, void (*kernel)(Parameters...), dim3 grid, dim3 block
         l->result = result;
 }
 
+/* Lets a kernel use as much shared memory as the card has. All kernels ask for the same division between it
+ * and the L1 cache: a change from one launch to the next would wait for the card to be idle. */
+template <typename F> cudaError_t gpu_kernel_prepare(F *kernel, const gpu_card *card) {
+    cudaError_t result =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, card->shared_bytes);
+    return result ? result
+                  : cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100);
+}
+
 /* Tokens at most that keep both parts of their activations, and that gpu_gemv takes. */
 enum { GPU_FEW_TOKENS = 8, GPU_GEMV_TOKENS = 16 };
 

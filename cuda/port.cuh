@@ -55,7 +55,8 @@ static __device__ __forceinline__ uint4 load_once(const uint4 *p) {
 static __device__ __forceinline__ void copy_async(void *shared, const void *global) {
     asm volatile(
         "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(shared)),
-        "l"(global));
+        "l"(global)
+        : "memory");
 }
 static __device__ __forceinline__ void copies_commit() {
     asm volatile("cp.async.commit_group;");

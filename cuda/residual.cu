@@ -156,11 +156,12 @@ size_t token_bytes(uint32_t n) {
 } // namespace
 
 cudaError_t gpu_residual_prepare(const gpu_card *card) {
-    cudaError_t result =
-        cudaFuncSetAttribute(enter, cudaFuncAttributeMaxDynamicSharedMemorySize, card->shared_bytes);
-    return result ? result
-                  : cudaFuncSetAttribute(residual, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                         card->shared_bytes);
+    cudaError_t result = gpu_kernel_prepare(enter, card);
+    if (!result)
+        result = gpu_kernel_prepare(residual, card);
+    if (!result)
+        result = gpu_kernel_prepare(gate_kernel, card);
+    return result ? result : gpu_kernel_prepare(argmax, card);
 }
 
 void gpu_enter(gpu_launch *l, const gpu_entry *e, const gpu_residual *r, uint32_t n_tokens) {

@@ -25,6 +25,13 @@ say "C tests of the kernels for 64-bit ARM, under an emulator"
 c_tests arm64 -DSQ_KERNELS_ONLY=ON -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
     -DCMAKE_C_COMPILER=aarch64-linux-gnu-gcc \
     -DCMAKE_CROSSCOMPILING_EMULATOR="qemu-aarch64;-L;/usr/aarch64-linux-gnu"
+if command -v nvcc >/dev/null; then
+    say "tests of the GPU, compiled by nvcc; they run where there is one"
+    { cmake -S . -B build/gpu -G Ninja -DSQ_TESTS=ON -DSQ_TOOLS=OFF -DSQ_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=90 &&
+        cmake --build build/gpu --target gpu_test_device gpu_test_products gpu_test_layers gpu_bench_gpu; } \
+        >build/gpu.log || { tail -n 60 build/gpu.log && exit 1; }
+    ctest --test-dir build/gpu -L gpu --output-on-failure
+fi
 say "Python tests"
 .venv/bin/python -m pytest -q
 say "fuzzing"
