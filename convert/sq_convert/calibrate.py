@@ -143,7 +143,7 @@ def build_model(checkpoint: Checkpoint, device: str) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    with _gpu_memory(), no_init_weights(), torch.device(device):
+    with gpu_memory("calibration"), no_init_weights(), torch.device(device):
         model = AutoModelForCausalLM.from_config(
             checkpoint.config,
             dtype=torch.bfloat16 if device == "cuda" else torch.float32,
@@ -158,7 +158,7 @@ def fill(parameters: Mapping[str, Any], checkpoint: Checkpoint, tensors: Sequenc
     """Reads weights into a model's parameters, a few rows at a time, so that they lie in memory once."""
     import torch
 
-    with _gpu_memory():
+    with gpu_memory("calibration"):
         for tensor in tensors:
             name, place = tensor.in_model
             if name not in parameters:
@@ -179,13 +179,13 @@ def check_loss(loss: Any, number: int) -> None:
 
 
 @contextmanager
-def _gpu_memory() -> Iterator[None]:
-    """Says in a sentence that the GPU's memory is too small."""
+def gpu_memory(purpose: str) -> Iterator[None]:
+    """Says in a sentence that the GPU's memory is too small for it."""
     import torch
 
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
         raise ConvertError(
-            f"The GPU has too little memory for calibration ({first_line(error)}); use --device cpu."
+            f"The GPU has too little memory for {purpose} ({first_line(error)}); use --device cpu."
         ) from error

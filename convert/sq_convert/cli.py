@@ -20,7 +20,7 @@ from .pack import WIDTHS
 from .progress import Progress
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
-_CALIBRATING = ("calibration", "samples", "seq_len", "seed", "device")
+_CALIBRATING = ("calibration", "samples", "seq_len", "seed")
 _QUANTIZING = (
     "bits",
     "outliers",
@@ -30,6 +30,7 @@ _QUANTIZING = (
     "cluster",
     "fisher",
     "tune",
+    "device",
     *_CALIBRATING,
 )
 
@@ -122,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--samples", type=int, default=100, metavar="N", help="calibration sequences (100)")
     add("--seq-len", type=int, default=512, metavar="N", help="tokens of a calibration sequence (512)")
     add("--seed", type=int, default=0, metavar="N", help="chooses the calibration sequences (0)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where calibration runs (auto)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where it computes (auto)")
     add("--threads", type=int, default=_n_cores(), metavar="N", help="CPU threads (all cores)")
     add(
         "--workers",

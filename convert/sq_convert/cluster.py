@@ -24,12 +24,20 @@ def cluster_rows(
     kept: NDArray[np.bool_] | None,
     k: int,
     threads: int,
+    torch_device: str | None = None,
 ) -> Clusters:
     """Weighted k-means of each row of ``values`` ``[n_rows, n_cols]`` into ``k`` entries, exact.
 
     ``weights`` (None: all 1) and ``kept`` (True: stays out of the clustering) have the same shape. What
-    happens to rows without weight or with few values, convert/cluster.h says.
+    happens to rows without weight or with few values, convert/cluster.h says. ``torch_device``: where PyTorch
+    computes it; None: the C library does.
     """
+    if torch_device:
+        from . import cluster_torch as on_torch
+
+        arrays = on_torch.tensor(values, torch_device), on_torch.tensor(weights, torch_device)
+        found = on_torch.cluster(*arrays, on_torch.tensor(kept, torch_device), k)
+        return Clusters(*(part.cpu().numpy() for part in found))
     n_rows, n_cols = values.shape
     table = np.empty((n_rows, k), np.float16)
     indices = np.empty((n_rows, n_cols), np.uint8)

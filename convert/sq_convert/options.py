@@ -57,3 +57,8 @@ class Options:
     def reads_text(self) -> bool:
         """Whether the calibration text is used."""
         return self.calibrates or self.tune > 0
+
+    @property
+    def uses_device(self) -> bool:
+        """Whether anything is computed that a GPU could: calibration, clustering, refinement or tuning."""
+        return self.reads_text or (self.quantizes and not self.packed and self.method != "rtn")

@@ -108,7 +108,7 @@ def dry_run(options: Options, progress: Progress) -> None:
     checkpoint, options = _open(options)
     has_weights = bool(checkpoint.shapes())
     tensors = check_tensors(checkpoint) if has_weights else checkpoint.family.tensors(checkpoint.config)
-    device = choose_device(options.device) if options.reads_text else "cpu"
+    device = choose_device(options.device) if options.uses_device else "cpu"
     for line in plan.describe(options, checkpoint, tensors, device):
         print(line)
     if not has_weights:
@@ -145,8 +145,9 @@ def _check(options: Options, progress: Progress) -> Job:
     if options.fisher:
         gradients = GradientFolder(options.fisher, tensors)
         calibration = f"gradient checkpoint {gradients.path.resolve().name}"
-    if options.reads_text:
+    if options.uses_device:
         device = choose_device(options.device)
+    if options.reads_text:
         sequences, text = _calibration(options, checkpoint, tokenizer)
         calibration = f"{calibration}; tuned on {text}" if calibration else text
     if options.tune:
@@ -280,12 +281,16 @@ def _quantized(job: Job, matrices: Sequence[Tensor], recipe: Recipe) -> Iterator
     if isinstance(job.checkpoint, OfficialCheckpoint):
         return map(job.checkpoint.read_parts, matrices)
     sums = job.sums
+    # Other processes, or machines, have no share of a GPU.
+    here = job.options.workers == 1 and not job.options.cluster
+    torch_device = job.device if job.device != "cpu" and here else None
     return job.workers.run(
         Task(
             read_tensor(job.checkpoint, tensor),
             sums.read(tensor) if sums else None,
             recipe,
             job.workers.threads,
+            torch_device,
         )
         for tensor in matrices
     )

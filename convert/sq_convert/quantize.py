@@ -29,36 +29,45 @@ class Recipe:
 
 
 def quantize_matrix(
-    values: NDArray[np.float32], measured: NDArray[np.float32] | None, recipe: Recipe, threads: int
+    values: NDArray[np.float32],
+    measured: NDArray[np.float32] | None,
+    recipe: Recipe,
+    threads: int,
+    torch_device: str | None = None,
 ) -> dict[str, NDArray[Any]]:
     """The tensors of docs/FORMAT.md section 2 for a matrix ``[n_out, n_in]``, by part.
 
     ``measured`` is what the method's measure (measure.py) has summed, or None where it has none. The parts
-    ``rows``, ``cols`` and ``vals`` are absent where no weight is kept.
+    ``rows``, ``cols`` and ``vals`` are absent where no weight is kept. ``torch_device``: where PyTorch fits
+    the tables; None: the C library does.
     """
     k = 2**recipe.bits
     if recipe.method == "guided":
         assert measured is not None
-        kept, table, indices = _guided_rows(values, measured, recipe, threads)
+        kept, table, indices = _guided_rows(values, measured, recipe, threads, torch_device)
     else:
         fisher = measured if recipe.sensitive else None
         kept = kept_weights(values, fisher, recipe.outliers, recipe.sensitive)
         if recipe.method == "rtn":
             table, indices = _uniform_rows(values, kept, k)
         else:
-            table, indices, _ = cluster_rows(values, measured, kept, k, threads)
+            table, indices, _ = cluster_rows(values, measured, kept, k, threads, torch_device)
     return assemble(values, kept, table, indices, recipe.bits)
 
 
 def _guided_rows(
-    values: NDArray[np.float32], hessian: NDArray[np.float32], recipe: Recipe, threads: int
+    values: NDArray[np.float32],
+    hessian: NDArray[np.float32],
+    recipe: Recipe,
+    threads: int,
+    torch_device: str | None,
 ) -> tuple[NDArray[np.bool_], NDArray[np.float16], NDArray[np.uint8]]:
     """What is kept, and the tables and indices that lower the errors of all the inputs together."""
     moments = np.diag(hessian)
     kept = kept_by_inputs(values, moments, recipe.outliers)
     weights = np.ascontiguousarray(np.broadcast_to(moments, values.shape))
-    table, indices, _ = cluster_rows(values, weights, kept, 2**recipe.bits, threads)
-    table, indices, _ = refine_rows(values, hessian, kept, table, indices, threads)
+    table, indices, _ = cluster_rows(values, weights, kept, 2**recipe.bits, threads, torch_device)
+    table, indices, _ = refine_rows(values, hessian, kept, table, indices, threads, torch_device)
     return kept, table, indices
 
 

@@ -29,35 +29,75 @@ def refine_rows(
     table: NDArray[np.float16],
     indices: NDArray[np.uint8],
     threads: int,
+    torch_device: str | None = None,
 ) -> Refined:
     """Lowers ``(ŵ - w)ᵀ H (ŵ - w)`` of each row of ``values`` ``[n_rows, n_cols]``, H ``[n_cols, n_cols]``,
     from a first ``table`` and ``indices``, which stay as they are. ``kept`` weights have no error.
+    ``torch_device``: where PyTorch computes it; None: the C library does.
     """
-    n_rows, n_cols = values.shape
     if not hessian.any():  # inputs that no token has: nothing is worse than anything else
-        return Refined(table, indices, np.zeros((n_rows, N_OBJECTIVES)))
+        return Refined(table, indices, np.zeros((len(values), N_OBJECTIVES)))
     order = np.argsort(-np.diag(hessian), kind="stable")  # what matters most is settled first
     hessian = hessian[np.ix_(order, order)]
-    table, shuffled = table.copy(), np.ascontiguousarray(indices[:, order])
-    objective = np.empty((n_rows, N_OBJECTIVES), np.float64)
+    values, indices = np.ascontiguousarray(values[:, order]), np.ascontiguousarray(indices[:, order])
+    kept = None if kept is None else np.ascontiguousarray(kept[:, order])
+    damped, factor = _damped(hessian, DAMPING), _rounding_factor(hessian)
+    if torch_device:
+        found = _refine_on_torch(values, damped, factor, kept, table, indices, torch_device)
+    else:
+        found = _refine_in_c(values, damped, factor, kept, table, indices, threads)
+    refined = np.empty_like(indices)
+    refined[:, order] = found.indices
+    return found._replace(indices=refined)
+
+
+def _refine_in_c(
+    values: NDArray[np.float32],
+    damped: NDArray[np.float32],
+    factor: NDArray[np.float32],
+    kept: NDArray[np.bool_] | None,
+    table: NDArray[np.float16],
+    indices: NDArray[np.uint8],
+    threads: int,
+) -> Refined:
+    """Changes ``indices``."""
+    n_rows, n_cols = values.shape
+    table, objective = table.copy(), np.empty((n_rows, N_OBJECTIVES), np.float64)
     status = library().sq_refine_rows(
-        pointer(np.ascontiguousarray(values[:, order]), np.float32),
-        pointer(_damped(hessian, DAMPING), np.float32, (n_cols, n_cols)),
-        pointer(_rounding_factor(hessian), np.float32, (n_cols, n_cols)),
-        pointer(None if kept is None else np.ascontiguousarray(kept[:, order]), np.bool_),
+        pointer(values, np.float32),
+        pointer(damped, np.float32, (n_cols, n_cols)),
+        pointer(factor, np.float32, (n_cols, n_cols)),
+        pointer(kept, np.bool_),
         n_rows,
         n_cols,
         table.shape[1],
         max(1, threads),
         pointer(table, np.float16),
-        pointer(shuffled, np.uint8, values.shape),
+        pointer(indices, np.uint8, values.shape),
         pointer(objective, np.float64),
     )
     if status:
         raise MemoryError("sq_refine_rows ran out of memory")
-    refined = np.empty_like(indices)
-    refined[:, order] = shuffled
-    return Refined(table, refined, objective)
+    return Refined(table, indices, objective)
+
+
+def _refine_on_torch(
+    values: NDArray[np.float32],
+    damped: NDArray[np.float32],
+    factor: NDArray[np.float32],
+    kept: NDArray[np.bool_] | None,
+    table: NDArray[np.float16],
+    indices: NDArray[np.uint8],
+    device: str,
+) -> Refined:
+    import torch
+
+    from .refine_torch import refine
+
+    there = [torch.from_numpy(array).to(device) for array in (values, damped, factor, table, indices)]
+    kept_there = None if kept is None else torch.from_numpy(kept).to(device)
+    found = refine(there[0], there[1], there[2], kept_there, there[3], there[4], (N_OBJECTIVES - 1) // 4)
+    return Refined(*(part.cpu().numpy() for part in found))
 
 
 def _damped(hessian: NDArray[np.float32], damping: float) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import BrokenExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from .calibrate import gpu_memory
 from .errors import ConvertError
 from .quantize import Recipe, quantize_matrix
 
@@ -33,10 +35,12 @@ class Task:
     measured: NDArray[np.float32] | None
     recipe: Recipe
     threads: int
+    torch_device: str | None
 
     def run(self) -> Parts:
-        with threadpool_limits(1, "blas"):  # whose last bits depend on the number of its threads
-            return quantize_matrix(self.values, self.measured, self.recipe, self.threads)
+        gpu = gpu_memory("quantizing") if self.torch_device else nullcontext()
+        with gpu, threadpool_limits(1, "blas"):  # whose last bits depend on the number of its threads
+            return quantize_matrix(self.values, self.measured, self.recipe, self.threads, self.torch_device)
 
 
 class Workers:

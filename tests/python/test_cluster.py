@@ -53,6 +53,24 @@ def test_it_is_exact(n: int, k: int) -> None:
         assert found[row] == pytest.approx(least_error(values[row], used, k), rel=1e-9, abs=1e-12 * scale)
 
 
+@pytest.mark.parametrize(("n", "k"), [(1, 4), (5, 4), (9, 3), (64, 8), (100, 16)])
+def test_torch_says_what_c_says(n: int, k: int) -> None:
+    random = np.random.default_rng(n)
+    values = random.standard_t(3, (12, n)).astype(np.float32)
+    values[4] = np.round(values[4])
+    weights = (random.standard_normal((12, n)) ** 4).astype(np.float32)
+    weights[1] = 0
+    weights[2] *= random.random(n) < 0.5
+    weights[3] *= 1e-20
+    kept = random.random((12, n)) < 0.05
+    kept[0] = True
+    for weighing, keeping in ((weights, kept), (weights, None), (None, None)):
+        in_c, in_torch = (cluster_rows(values, weighing, keeping, k, 1, device) for device in (None, "cpu"))
+        assert in_torch.errors == pytest.approx(in_c.errors, rel=1e-12)
+        assert np.array_equal(in_torch.table, in_c.table)
+        assert np.array_equal(in_torch.indices, in_c.indices)
+
+
 def test_values_far_from_zero_and_tiny_weights_keep_their_digits() -> None:
     random = np.random.default_rng(1)
     values = (1000 + random.standard_normal((4, 9))).astype(np.float32)
