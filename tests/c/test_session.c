@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backend.h"
 #include "check.h"
 #include "model.h"
 #include "tiny_model.h"
@@ -109,6 +110,28 @@ static void test_pieces_agree(void) {
         check_pieces(family, "f32", 1e-4f);
         check_pieces(family, "f16", 1e-4f);
         check_pieces(family, "q8", 2e-2f); /* what is rounded up in one may be rounded down in another */
+    }
+}
+
+/* Every run of few tokens leaves the bits that its tokens leave one by one: each length, so that its tiles of
+ * tokens are of all sizes. */
+static void test_few_tokens_agree(void) {
+    for (tiny_family family = 0; family < TINY_N_FAMILIES; family++) {
+        fixture f;
+        fixture_open(&f, family, NULL);
+        for (size_t n = 2; n <= SQ_FEW_TOKENS; n++) {
+            sq_token tokens[SQ_FEW_TOKENS];
+            sq_session *whole = session_open(&f, 2, "f16"), *single = session_open(&f, 2, "f16");
+            for (size_t i = 0; i < n; i++) {
+                tokens[i] = story[i % N_TOKENS];
+                CHECK_OK(sq_session_append(single, &tokens[i], 1, NULL, &f.error), &f.error);
+            }
+            CHECK_OK(sq_session_append(whole, tokens, n, NULL, &f.error), &f.error);
+            CHECK(!memcmp(sq_session_logits(whole), sq_session_logits(single), TINY_VOCAB * sizeof(float)));
+            sq_session_free(whole);
+            sq_session_free(single);
+        }
+        fixture_close(&f);
     }
 }
 
@@ -282,6 +305,7 @@ static void test_sessions_side_by_side(void) {
 int main(void) {
     RUN(test_instruction_sets_agree);
     RUN(test_pieces_agree);
+    RUN(test_few_tokens_agree);
     RUN(test_long_rope);
     RUN(test_sync_keeps_the_prefix);
     RUN(test_refusals);
