@@ -8,6 +8,7 @@
 #   make bench-peers                       the same beside llama.cpp, into docs/BENCHMARKS.md
 #   make test-gpu                          the tests that need an NVIDIA GPU
 #   make bench-gpu                         speed on one, into docs/BENCHMARKS.md
+#   make quality TEXTS=FOLDER [ROWS="..."]  quality per bit beside llama.cpp, into docs/QUALITY.md
 #   make clean                             removes what was built and converted; .venv stays
 #
 # PYTHON=python3.12 chooses the interpreter that .venv is made with.
@@ -24,7 +25,7 @@ SET_UP := scripts/setup.sh pyproject.toml constraints.txt CMakeLists.txt $(C_SOU
 run: export SQ_RUN_PROMPT := $(value PROMPT)
 unexport PROMPT
 
-.PHONY: run setup test test-gpu test-lm-eval lint bench bench-peers bench-gpu clean
+.PHONY: run setup test test-gpu test-lm-eval lint bench bench-peers bench-gpu quality clean
 
 run: $(STAMPS)/run $(MODEL)
 	@scripts/run.sh $(MODEL)
@@ -51,6 +52,9 @@ test-gpu:
 
 bench-gpu: $(STAMPS)/run $(MODEL)
 	@tests/bench/gpu.sh bench
+
+quality: $(STAMPS)/run
+	@tests/quality/run.sh "$(TEXTS)" $(ROWS)
 
 clean:
 	@rm -rf build models-cache $(STAMPS) .pytest_cache .mypy_cache .ruff_cache

@@ -1,6 +1,6 @@
 """llama.cpp's side of the benchmark, run inside the environment that holds llama-cpp-python.
 
-    peer.py quantize IN.gguf OUT.gguf TYPE     TYPE: a name of llama_ftype, such as Q4_0
+    peer.py quantize IN.gguf OUT.gguf TYPE [IMPORTANCE.npz]   TYPE: a name of llama_ftype, such as Q4_0
     peer.py bench MODEL.gguf N_CTX THREADS
 
 `bench` loads the model and then, for each line KIND TOKENS DEPTH that it reads from standard input, prints
@@ -13,14 +13,35 @@ import ctypes
 import os
 import sys
 import time
+from typing import Any
 
 import llama_cpp
 
 
-def quantize(source: str, out: str, type_name: str) -> None:
+def importance_entries(path: str) -> Any:
+    """What llama_model_quantize takes as importance matrix: entries up to one without a name."""
+    import numpy as np
+
+    with np.load(path) as file:
+        found = {name: np.ascontiguousarray(file[name], np.float32) for name in file}
+    entries = (llama_cpp.llama_model_imatrix_data * (len(found) + 1))()
+    for entry, (name, values) in zip(entries, found.items(), strict=False):
+        entry.name = name.encode()
+        entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        entry.size = len(values)
+    entries.values = found  # what they point to lives as long as they do
+    return entries
+
+
+def quantize(source: str, out: str, type_name: str, importance: str | None = None) -> None:
+    """With an importance matrix of the blocks' inputs, embedding and head stay in F16."""
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{type_name}")
     params.allow_requantize = True
+    if importance:
+        entries = importance_entries(importance)
+        params.imatrix = ctypes.cast(entries, type(params.imatrix))
+        params.token_embedding_type = params.output_tensor_type = llama_cpp.GGML_TYPE_F16
     partial = f"{out}.partial"
     if llama_cpp.llama_model_quantize(source.encode(), partial.encode(), ctypes.byref(params)):
         sys.exit(f"{source}: llama.cpp cannot quantize it to {type_name}")
@@ -96,6 +117,6 @@ if __name__ == "__main__":
     log = llama_cpp.llama_log_callback(lambda level, text, data: None)
     llama_cpp.llama_log_set(log, ctypes.c_void_p())
     if sys.argv[1] == "quantize":
-        quantize(*sys.argv[2:5])
+        quantize(*sys.argv[2:6])
     else:
         bench(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
