@@ -223,6 +223,24 @@ static void test_refusals(void) {
     fixture_close(&f);
 }
 
+/* Beside the C tests lies no plugin for GPUs. */
+static void test_no_plugin(void) {
+    fixture f;
+    sq_model *model;
+    sq_model_info info;
+    fixture_open(&f, TINY_LLAMA, NULL);
+    const sq_gguf *file = f.model->file;
+    sq_model_options options = {.device = "cuda"};
+    CHECK_FAILS(sq_model_open_memory(f.file, sq_gguf_n_bytes(file), &options, &model, &f.error), &f.error,
+                SQ_ERROR_UNSUPPORTED, "libsq_cuda.so");
+    CHECK(model == NULL);
+    sq_model_get_info(f.model, &info); /* opened with "auto" */
+    CHECK_STR(info.device, "");
+    CHECK(strstr(info.device_absent, "libsq_cuda.so") != NULL);
+    CHECK_EQ(info.gpu_layers, 0);
+    fixture_close(&f);
+}
+
 typedef struct canceller {
     sq_session *session;
     atomic_bool done;
@@ -309,6 +327,7 @@ int main(void) {
     RUN(test_long_rope);
     RUN(test_sync_keeps_the_prefix);
     RUN(test_refusals);
+    RUN(test_no_plugin);
     RUN(test_cancel);
     RUN(test_sessions_side_by_side);
     return check_report();
