@@ -8,9 +8,13 @@
 #include "f16.h"
 #include "rows.h"
 
-/* GROUP rows share each row of H that is read. Of COLUMNS at a time the errors are settled before the other
- * columns hear of them. */
-enum { GROUP = 8, COLUMNS = 64, ROUNDINGS = 4, DESCENTS = 4, SWEEPS = 4, MAX_ENTRIES = 16 };
+/* GROUP rows share each part of H that is read. Of COLUMNS at a time the errors are settled before the other
+ * columns hear of them. Of the rows of H TERMS are added at a time, in stretches that stay in the cache. */
+enum { GROUP = 8, COLUMNS = 64, TERMS = 8, STRETCH = 256, MAX_ENTRIES = 16 };
+
+enum { ROUNDINGS = 3, DESCENTS = 3, SWEEPS = 4 };
+
+_Static_assert(SQ_REFINE_OBJECTIVES == 1 + 2 * (ROUNDINGS + DESCENTS), "one before, two after each");
 
 /* Element by element, without a sum across them: vectors of any width give the same. */
 #if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__SANITIZE_ADDRESS__)
@@ -39,17 +43,23 @@ typedef struct fit {
 /* One row while it is refined. */
 typedef struct row {
     const float *values;
-    const uint8_t *kept;      /* or NULL */
-    float table[MAX_ENTRIES]; /* always numbers that f16 has */
-    fit now, other;           /* the best so far, and room for an attempt */
-    float *sums;              /* [k, n_cols] PᵀH without the kept columns' rows */
-    float moves[COLUMNS];     /* by how much the errors of a block of columns have changed */
+    const uint8_t *kept;        /* or NULL */
+    float table[MAX_ENTRIES];   /* always numbers that f16 has */
+    float middles[MAX_ENTRIES]; /* between its entries; past the last one there is nothing */
+    fit now, other;             /* the best so far, and room for an attempt */
+    float *sums;                /* [k, n_cols] PᵀH without the kept columns' rows */
+    uint32_t *order;            /* [n_cols] the columns that are not kept, by their index */
+    uint32_t ends[MAX_ENTRIES]; /* where in `order` the columns of an index end */
+    uint32_t n_moves;           /* of a block of columns those whose error has changed, */
+    uint32_t moved[COLUMNS];    /* which they are, */
+    float moves[COLUMNS];       /* and by how much */
 } row;
 
 typedef struct scratch {
     row rows[GROUP];
-    float *floats;  /* what the rows' pointers point to */
-    uint8_t *bytes; /* and their indices */
+    float *floats;    /* what the rows' pointers point to */
+    uint32_t *orders; /* likewise */
+    uint8_t *bytes;   /* and their indices */
 } scratch;
 
 static bool is_kept(const row *r, uint32_t i) {
@@ -61,7 +71,43 @@ static inline void add_scaled(float *y, const float *x, float a, uint32_t n) {
         y[i] += a * x[i];
 }
 
+/* y[j] += Σ_t scales[t] matrix[rows[t], j] for j < width; without scales they are 1. */
+static inline void add_rows(float *restrict y, const float *matrix, uint32_t n, const uint32_t *rows,
+                            const float *scales, uint32_t n_terms, uint32_t width) {
+    uint32_t t = 0;
+    for (; t + TERMS <= n_terms; t += TERMS) {
+        const float *x[TERMS];
+        float a[TERMS];
+        for (uint32_t i = 0; i < TERMS; i++) {
+            x[i] = matrix + (size_t)rows[t + i] * n;
+            a[i] = scales ? scales[t + i] : 1;
+        }
+        for (uint32_t j = 0; j < width; j++) {
+            float sum = y[j];
+            for (uint32_t i = 0; i < TERMS; i++)
+                sum += a[i] * x[i][j];
+            y[j] = sum;
+        }
+    }
+    for (; t < n_terms; t++)
+        add_scaled(y, matrix + (size_t)rows[t] * n, scales ? scales[t] : 1, width);
+}
+
 /* ---- what the steps need ----------------------------------------------------------------------- */
+
+/* Entries ascend: the number of midpoints below x. */
+static inline uint8_t nearest(const float *middles, float x) {
+    uint32_t e = 0;
+    for (uint32_t i = 0; i < MAX_ENTRIES; i++)
+        e += x > middles[i];
+    return (uint8_t)e;
+}
+
+/* To be called when the table has changed. */
+static void middles_fill(row *r, uint32_t k) {
+    for (uint32_t e = 0; e < MAX_ENTRIES; e++)
+        r->middles[e] = e + 1 < k ? (r->table[e] + r->table[e + 1]) / 2 : INFINITY;
+}
 
 static void errors_fill(row *r, uint32_t n) {
     for (uint32_t i = 0; i < n; i++)
@@ -74,38 +120,60 @@ static void objective_fill(row *r, uint32_t n) {
         r->now.objective += (double)r->now.error[i] * (double)r->now.gradient[i];
 }
 
-WIDE static void gradients_fill(const float *hessian, uint32_t n, row *rows, uint32_t n_rows) {
-    for (uint32_t r = 0; r < n_rows; r++)
-        memset(rows[r].now.gradient, 0, n * sizeof(float));
-    for (uint32_t i = 0; i < n; i++)
+/* gradient[i] += Σ move · matrix[moved, i] over the row's moves, for i from `from` on. */
+WIDE static void moves_spread(const float *matrix, uint32_t n, uint32_t from, row *rows, uint32_t n_rows) {
+    for (uint32_t j = from; j < n; j += STRETCH)
         for (uint32_t r = 0; r < n_rows; r++)
-            if (rows[r].now.error[i] != 0)
-                add_scaled(rows[r].now.gradient, hessian + (size_t)i * n, rows[r].now.error[i], n);
+            add_rows(rows[r].now.gradient + j, matrix + j, n, rows[r].moved, rows[r].moves, rows[r].n_moves,
+                     n - j < STRETCH ? n - j : STRETCH);
 }
 
-/* sums[e] = Σ of the rows of H whose index is e: in stretches that stay in the cache. */
-WIDE static void sums_fill(const float *hessian, uint32_t n, uint32_t k, row *rows, uint32_t n_rows) {
-    enum { STRETCH = 256 };
+static void move_note(row *r, uint32_t i, float move) {
+    r->moved[r->n_moves] = i;
+    r->moves[r->n_moves++] = move;
+}
+
+static void gradients_fill(const float *hessian, uint32_t n, row *rows, uint32_t n_rows) {
     for (uint32_t r = 0; r < n_rows; r++)
-        memset(rows[r].sums, 0, (size_t)k * n * sizeof(float));
-    for (uint32_t j = 0; j < n; j += STRETCH) {
-        uint32_t width = n - j < STRETCH ? n - j : STRETCH;
-        for (uint32_t i = 0; i < n; i++)
-            for (uint32_t r = 0; r < n_rows; r++)
-                if (!is_kept(&rows[r], i))
-                    add_scaled(rows[r].sums + (size_t)rows[r].now.indices[i] * n + j,
-                               hessian + (size_t)i * n + j, 1, width);
+        memset(rows[r].now.gradient, 0, n * sizeof(float));
+    for (uint32_t first = 0; first < n; first += COLUMNS) {
+        for (uint32_t r = 0; r < n_rows; r++) {
+            rows[r].n_moves = 0;
+            for (uint32_t i = first; i < n && i < first + COLUMNS; i++)
+                if (rows[r].now.error[i] != 0)
+                    move_note(&rows[r], i, rows[r].now.error[i]);
+        }
+        moves_spread(hessian, n, 0, rows, n_rows);
     }
 }
 
-/* gradient[i] += Σ_c moves[c] matrix[first + c, i] for i from `from` on. */
-WIDE static void moves_spread(const float *matrix, uint32_t n, uint32_t first, uint32_t width, uint32_t from,
-                              row *rows, uint32_t n_rows) {
-    for (uint32_t c = 0; c < width; c++)
+/* Sorts the columns that are not kept by their index. */
+static void order_fill(row *r, uint32_t n, uint32_t k) {
+    uint32_t n_before = 0;
+    memset(r->ends, 0, sizeof r->ends);
+    for (uint32_t i = 0; i < n; i++)
+        r->ends[r->now.indices[i]] += !is_kept(r, i);
+    for (uint32_t e = 0; e < k; e++) {
+        uint32_t n_of_entry = r->ends[e];
+        r->ends[e] = n_before; /* for now where they start; filling moves that to the end */
+        n_before += n_of_entry;
+    }
+    for (uint32_t i = 0; i < n; i++)
+        if (!is_kept(r, i))
+            r->order[r->ends[r->now.indices[i]]++] = i;
+}
+
+/* sums[e] = Σ of the rows of H whose index is e. */
+WIDE static void sums_fill(const float *hessian, uint32_t n, uint32_t k, row *rows, uint32_t n_rows) {
+    for (uint32_t r = 0; r < n_rows; r++) {
+        order_fill(&rows[r], n, k);
+        memset(rows[r].sums, 0, (size_t)k * n * sizeof(float));
+    }
+    for (uint32_t j = 0; j < n; j += STRETCH)
         for (uint32_t r = 0; r < n_rows; r++)
-            if (rows[r].moves[c] != 0)
-                add_scaled(rows[r].now.gradient + from, matrix + (size_t)(first + c) * n + from,
-                           rows[r].moves[c], n - from);
+            for (uint32_t e = 0, start = 0; e < k; start = rows[r].ends[e++])
+                add_rows(rows[r].sums + (size_t)e * n + j, hessian + j, n, rows[r].order + start, NULL,
+                         rows[r].ends[e] - start, n - j < STRETCH ? n - j : STRETCH);
 }
 
 /* ---- table ------------------------------------------------------------------------------------- */
@@ -188,6 +256,7 @@ static void table_fit(row *r, uint32_t n, uint32_t k) {
     objective_fill(r, n);
     if (r->now.objective < objective) {
         table_sort(r, n, k);
+        middles_fill(r, k);
         return;
     }
     memcpy(r->table, before, sizeof before);
@@ -198,22 +267,18 @@ static void table_fit(row *r, uint32_t n, uint32_t k) {
 
 /* ---- indices ----------------------------------------------------------------------------------- */
 
-/* Entries ascend: the number of midpoints below x. */
-static uint8_t nearest(const float *table, uint32_t k, float x) {
-    uint32_t e = 0;
-    for (uint32_t i = 0; i + 1 < k; i++)
-        e += x > (table[i] + table[i + 1]) / 2;
-    return (uint8_t)e;
-}
-
 /* Rounds the columns [first, first + width) of a row. */
-static void block_round(const float *factor, uint32_t n, uint32_t k, uint32_t first, uint32_t width, row *r) {
+WIDE static void block_round(const float *factor, uint32_t n, uint32_t first, uint32_t width, row *r) {
     float *feedback = r->now.gradient + first;
+    r->n_moves = 0;
     for (uint32_t c = 0; c < width; c++) {
         uint32_t i = first + c;
-        r->now.indices[i] = nearest(r->table, k, r->values[i] - feedback[c]);
-        r->moves[c] = is_kept(r, i) ? 0 : r->table[r->now.indices[i]] - r->values[i];
-        add_scaled(feedback + c + 1, factor + (size_t)i * n + i + 1, r->moves[c], width - c - 1);
+        r->now.indices[i] = nearest(r->middles, r->values[i] - feedback[c]);
+        if (is_kept(r, i))
+            continue;
+        float error = r->table[r->now.indices[i]] - r->values[i];
+        move_note(r, i, error);
+        add_scaled(feedback + c + 1, factor + (size_t)i * n + i + 1, error, width - c - 1);
     }
 }
 
@@ -235,8 +300,8 @@ static bool indices_round(const job *j, row *rows, uint32_t n_rows) {
     for (uint32_t first = 0; first < n; first += COLUMNS) {
         uint32_t width = n - first < COLUMNS ? n - first : COLUMNS;
         for (uint32_t r = 0; r < n_rows; r++)
-            block_round(j->factor, n, j->k, first, width, &rows[r]);
-        moves_spread(j->factor, n, first, width, first + width, rows, n_rows);
+            block_round(j->factor, n, first, width, &rows[r]);
+        moves_spread(j->factor, n, first + width, rows, n_rows);
     }
     for (uint32_t r = 0; r < n_rows; r++)
         errors_fill(&rows[r], n);
@@ -252,29 +317,26 @@ static bool indices_round(const job *j, row *rows, uint32_t n_rows) {
 }
 
 /* Descends a row along the columns [first, first + width). Returns whether an index changed. */
-static bool block_descend(const float *hessian, uint32_t n, uint32_t k, uint32_t first, uint32_t width,
-                          row *r) {
+WIDE static bool block_descend(const float *hessian, uint32_t n, uint32_t first, uint32_t width, row *r) {
     float gradient[COLUMNS];
-    bool changed = false;
+    r->n_moves = 0;
     memcpy(gradient, r->now.gradient + first, width * sizeof *gradient);
     for (uint32_t c = 0; c < width; c++) {
         uint32_t i = first + c;
         const float *h = hessian + (size_t)i * n;
-        r->moves[c] = 0;
         if (is_kept(r, i) || !(h[i] > 0))
             continue;
         float here = r->table[r->now.indices[i]], best = here - gradient[c] / h[i];
-        uint8_t index = nearest(r->table, k, best);
+        uint8_t index = nearest(r->middles, best);
         float entry = r->table[index];
         if (fabsf(entry - best) >= fabsf(here - best))
             continue;
         r->now.indices[i] = index;
         r->now.error[i] = entry - r->values[i];
-        r->moves[c] = entry - here;
-        changed = true;
+        move_note(r, i, entry - here);
         add_scaled(gradient + c + 1, h + i + 1, entry - here, width - c - 1);
     }
-    return changed;
+    return r->n_moves > 0;
 }
 
 /* Returns whether an index changed. */
@@ -286,8 +348,8 @@ static bool indices_descend(const job *j, row *rows, uint32_t n_rows) {
         for (uint32_t first = 0; first < n; first += COLUMNS) {
             uint32_t width = n - first < COLUMNS ? n - first : COLUMNS;
             for (uint32_t r = 0; r < n_rows; r++)
-                changed |= block_descend(j->hessian, n, j->k, first, width, &rows[r]);
-            moves_spread(j->hessian, n, first, width, 0, rows, n_rows);
+                changed |= block_descend(j->hessian, n, first, width, &rows[r]);
+            moves_spread(j->hessian, n, 0, rows, n_rows);
         }
         any |= changed;
     }
@@ -305,6 +367,7 @@ static void row_load(const job *j, uint32_t index, row *r) {
     memcpy(r->now.indices, j->indices + (size_t)index * n, n);
     for (uint32_t e = 0; e < j->k; e++)
         r->table[e] = sq_f16_decode(j->table[(size_t)index * j->k + e]);
+    middles_fill(r, j->k);
     errors_fill(r, n);
 }
 
@@ -313,7 +376,7 @@ static void row_store(const job *j, uint32_t index, const row *r) {
     for (uint32_t e = 0; e < j->k; e++)
         j->table[(size_t)index * j->k + e] = sq_f16_encode((double)r->table[e]);
     for (uint32_t i = 0; i < j->n_cols; i++)
-        indices[i] = is_kept(r, i) ? nearest(r->table, j->k, r->values[i]) : r->now.indices[i];
+        indices[i] = is_kept(r, i) ? nearest(r->middles, r->values[i]) : r->now.indices[i];
 }
 
 static void objectives_note(const job *j, uint32_t row0, const row *rows, uint32_t n_rows, uint32_t step) {
@@ -348,6 +411,7 @@ static void refine_group(const void *context, void *scratch_of_thread, uint32_t 
 static void scratch_free(void *scratch_of_thread) {
     scratch *t = scratch_of_thread;
     free(t->floats);
+    free(t->orders);
     free(t->bytes);
     free(t);
 }
@@ -359,8 +423,9 @@ static void *scratch_create(const void *context) {
     if (!t)
         return NULL;
     t->floats = malloc(GROUP * n_row * sizeof *t->floats);
+    t->orders = malloc(GROUP * n * sizeof *t->orders);
     t->bytes = malloc(GROUP * 2 * n);
-    if (!t->floats || !t->bytes) {
+    if (!t->floats || !t->orders || !t->bytes) {
         scratch_free(t);
         return NULL;
     }
@@ -370,6 +435,7 @@ static void *scratch_create(const void *context) {
         t->rows[r].now = (fit){.indices = bytes, .error = floats, .gradient = floats + n};
         t->rows[r].other = (fit){.indices = bytes + n, .error = floats + 2 * n, .gradient = floats + 3 * n};
         t->rows[r].sums = floats + 4 * n;
+        t->rows[r].order = t->orders + r * n;
     }
     return t;
 }

@@ -20,9 +20,9 @@
 
 #include "export.h"
 
-/* Objectives of a row: at the start, and after each of 8 steps over indices (4 roundings, 4 descents) and the
+/* Objectives of a row: at the start, and after each of 6 steps over indices (3 roundings, 3 descents) and the
  * table step behind it. */
-enum { SQ_REFINE_OBJECTIVES = 17 };
+enum { SQ_REFINE_OBJECTIVES = 13 };
 
 /* values    [n_rows, n_cols]  f32, finite, |value| at most 65504
  * hessian   [n_cols, n_cols]  H, f32, finite, symmetric; no index of a column descends whose diagonal is not

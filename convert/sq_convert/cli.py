@@ -103,8 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--method",
         choices=METHODS,
-        default="squeezellm",
-        help="guided fits errors together; kmeans and rtn need no calibration (squeezellm)",
+        default="guided",
+        help="guided fits a row's errors together, squeezellm is the original's; kmeans and rtn need no "
+        "calibration (guided)",
     )
     add(
         "--tune",

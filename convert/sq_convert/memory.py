@@ -35,7 +35,7 @@ def peak_bytes(options: Options, checkpoint: Checkpoint, tensors: Sequence[Tenso
     n_vocab = tensors[0].shape[0]
     stages = [_ROWS]
     if options.quantizes:
-        stages.append(_quantize_bytes(options, tensors))
+        stages.append(quantizing_bytes(options, tensors))
     if options.calibrates:
         stages.append(_CALIBRATION + calibration_bytes(options, checkpoint, tensors, in_blocks, 4))
     if options.tune:
@@ -127,7 +127,7 @@ def available_bytes(device: str) -> int:
     return 1024 * int(fields["MemAvailable"].split()[0])
 
 
-def _quantize_bytes(options: Options, tensors: Sequence[Tensor]) -> int:
+def quantizing_bytes(options: Options, tensors: Sequence[Tensor]) -> int:
     """The largest matrix being quantized, and the results of its block before they are written."""
     matrices = [tensor for tensor in tensors if tensor.kind is Kind.MATRIX]
     kept = options.outliers > 0 or options.sensitive > 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from .measure import FISHER, MOMENTS, Measure
 
 PACKED_SUFFIXES = (".pt", ".pth", ".bin")  # of the original SqueezeLLM's packed checkpoints
-METHODS = ("squeezellm", "guided", "kmeans", "rtn")
+METHODS = ("guided", "squeezellm", "kmeans", "rtn")
 _MEASURES = {"guided": MOMENTS, "squeezellm": FISHER}
 
 
@@ -21,8 +21,8 @@ class Options:
     config: Path | None = None  # of a packed checkpoint: the folder it was made from
     bits: int = 4
     outliers: float = 0.45  # percent
-    sensitive: float = 0.05  # percent
-    method: str = "squeezellm"
+    sensitive: float = 0.0  # percent, of squeezellm
+    method: str = "guided"
     fisher: Path | None = None  # a gradient checkpoint, in place of calibration
     calibration: Path | None = None  # None: the text inside the package
     samples: int = 100

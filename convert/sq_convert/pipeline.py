@@ -120,7 +120,9 @@ def _open(options: Options) -> tuple[Checkpoint, Options]:
     checkpoint = open_checkpoint(options.model, options.config)
     if isinstance(checkpoint, OfficialCheckpoint):
         kept = checkpoint.kept_percent
-        return checkpoint, replace(options, bits=checkpoint.bits, outliers=kept, sensitive=0.0)
+        return checkpoint, replace(
+            options, method="squeezellm", bits=checkpoint.bits, outliers=kept, sensitive=0.0
+        )
     return checkpoint, options
 
 

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from .fitlib import library, pointer
 
-N_OBJECTIVES = 17  # SQ_REFINE_OBJECTIVES
+N_OBJECTIVES = 13  # SQ_REFINE_OBJECTIVES
 DAMPING = 1e-5  # of the mean of H's diagonal is added to it
 ROUNDING_DAMPING = 1e-2  # the same of what the rounding goes by
+SHRINKAGE = 0.1  # what H loses off its diagonal: the less, the more tokens it is the sum of
 
 
 class Refined(NamedTuple):
@@ -34,11 +35,15 @@ def refine_rows(
     """Lowers ``(ŵ - w)ᵀ H (ŵ - w)`` of each row of ``values`` ``[n_rows, n_cols]``, H ``[n_cols, n_cols]``,
     from a first ``table`` and ``indices``, which stay as they are. ``kept`` weights have no error.
     ``torch_device``: where PyTorch computes it; None: the C library does.
+
+    H is shrunk towards its diagonal first: what its tokens happen to have in common off the diagonal is less
+    certain than the diagonal is (J. Schäfer and K. Strimmer, "A shrinkage approach to large-scale covariance
+    matrix estimation", 2005); docs/QUALITY.md has what that gains.
     """
     if not hessian.any():  # inputs that no token has: nothing is worse than anything else
         return Refined(table, indices, np.zeros((len(values), N_OBJECTIVES)))
     order = np.argsort(-np.diag(hessian), kind="stable")  # what matters most is settled first
-    hessian = hessian[np.ix_(order, order)]
+    hessian = _shrunk(hessian[np.ix_(order, order)])
     values, indices = np.ascontiguousarray(values[:, order]), np.ascontiguousarray(indices[:, order])
     kept = None if kept is None else np.ascontiguousarray(kept[:, order])
     damped, factor = _damped(hessian, DAMPING), _rounding_factor(hessian)
@@ -98,6 +103,14 @@ def _refine_on_torch(
     kept_there = None if kept is None else torch.from_numpy(kept).to(device)
     found = refine(there[0], there[1], there[2], kept_there, there[3], there[4], (N_OBJECTIVES - 1) // 4)
     return Refined(*(part.cpu().numpy() for part in found))
+
+
+def _shrunk(hessian: NDArray[np.float32]) -> NDArray[np.float32]:
+    """In place."""
+    diagonal = np.diag(hessian).copy()
+    hessian *= np.float32(1 - SHRINKAGE)
+    np.fill_diagonal(hessian, diagonal)
+    return hessian
 
 
 def _damped(hessian: NDArray[np.float32], damping: float) -> NDArray[np.float32]:

@@ -330,11 +330,11 @@ def test_a_killed_conversion_goes_on_and_gives_the_same_bytes(
     assert [path.name for path in tmp_path.iterdir()] == ["m.sq.gguf"]
 
 
-def test_a_killed_guided_conversion_goes_on(
+def test_a_killed_conversion_by_the_original_method_goes_on(
     stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the whole model in memory, killed, and block by block: the same bytes."""
-    options = ("--method", "guided", *CALIBRATION)
+    options = ("--method", "squeezellm", *CALIBRATION)
     killed, blocks = tmp_path / "killed.sq.gguf", tmp_path / "blocks.sq.gguf"
     assert run_killed(stories, killed, *options, **IN_CALIBRATE).returncode == -signal.SIGKILL
     whole = sq_convert(stories, killed, *options)

@@ -18,7 +18,7 @@ from sq_convert.quantize import Recipe, quantize_matrix
 
 OFFICIAL = Path(__file__).parent.parent / "data" / "official"
 UP = "model.layers.1.mlp.up_proj.weight"
-OPTIONS = ("--bits", "3", "--sensitive", "0.5")
+OPTIONS = ("--method", "squeezellm", "--bits", "3", "--sensitive", "0.5")
 
 Weights = dict[str, Any]
 

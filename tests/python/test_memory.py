@@ -100,12 +100,16 @@ def test_a_model_of_1100_million_weights(
     shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize("method", ["guided", "squeezellm"])
 def test_calibration_of_blocks_of_that_size(
-    stories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whole, and block by block, each up to its end: quantizing what it leads to takes less."""
+    method: str, stories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Whole, and block by block, each up to its end. Quantizing, where it takes more, has a test below."""
     folder = create(tmp_path / "model", stories, num_hidden_layers=4, vocab_size=2000)
-    command = [str(folder), "-o", str(tmp_path / "m.sq.gguf"), "--samples", "2", "--seq-len", "128"]
+    command = [str(folder), "-o", str(tmp_path / "m.sq.gguf"), "--method", method]
+    command += ["--samples", "2", "--seq-len", "128"]
+    monkeypatch.setattr("sq_convert.memory.quantizing_bytes", lambda *_: 0)
     statements = []
     for in_blocks in (False, True):
         monkeypatch.setattr("sq_convert.memory.available_bytes", lambda _, n=in_blocks: 0 if n else 1 << 40)
@@ -116,6 +120,28 @@ def test_calibration_of_blocks_of_that_size(
         shutil.rmtree(tmp_path / "m.sq.gguf.work")
     assert statements[1] < statements[0] / 2
     shutil.rmtree(folder)
+
+
+def test_refinement_against_many_inputs(
+    stories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To the end: H of a matrix with 5632 inputs takes most."""
+    sizes = {"hidden_size": 256, "num_attention_heads": 4, "num_hidden_layers": 1, "vocab_size": 2000}
+    folder = create(tmp_path / "model", stories, **sizes)
+    command = [str(folder), "-o", str(tmp_path / "m.sq.gguf"), "--samples", "2", "--seq-len", "128"]
+    said = stated(plan(capsys, *command))
+    assert measured(command) == pytest.approx(said, rel=SHARE)
+
+
+def test_tuning_of_blocks_of_that_size(
+    stories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = create(tmp_path / "model", stories, num_hidden_layers=2, vocab_size=2000)
+    command = [str(folder), "-o", str(tmp_path / "m.sq.gguf"), "--method", "rtn", "--tune", "1"]
+    command += ["--samples", "2", "--seq-len", "128"]
+    said = plan(capsys, *command)
+    assert "for tuning" in said
+    assert measured(command) == pytest.approx(stated(said), rel=SHARE)
 
 
 SIZES = {

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from sq_convert.cluster import cluster_rows
 from sq_convert.quantize import PARTS, Recipe
-from sq_convert.refine import DAMPING, Refined, refine_rows
+from sq_convert.refine import DAMPING, SHRINKAGE, Refined, refine_rows
 from sq_convert.workers import Task
 
 Floats = NDArray[np.float32]
@@ -29,10 +29,16 @@ class Problem(NamedTuple):
     def refine(self, k: int, threads: int = 1, torch_device: str | None = None) -> Refined:
         return refine_rows(self.values, self.hessian, self.kept, *self.start(k), threads, torch_device)
 
+    def counted(self) -> NDArray[np.float64]:
+        """H as it counts: shrunk towards its diagonal, damped."""
+        diagonal = np.diag(self.hessian).astype(np.float64)
+        hessian = self.hessian.astype(np.float64) * (1 - SHRINKAGE)
+        np.fill_diagonal(hessian, diagonal + DAMPING * diagonal.mean())
+        return hessian
+
     def objective(self, table: NDArray[np.float16], indices: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Of each row."""
-        hessian = self.hessian.astype(np.float64)
-        np.fill_diagonal(hessian, np.diag(hessian) * 1.0 + DAMPING * np.diag(hessian).mean())
+        hessian = self.counted()
         decoded = np.take_along_axis(table.astype(np.float64), indices.astype(np.intp), axis=1)
         error = np.where(self.kept, 0, decoded - self.values)
         return np.asarray(np.einsum("ri,ij,rj->r", error, hessian, error))
@@ -128,7 +134,7 @@ def test_columns_without_inputs_change_nothing() -> None:
 def test_small_rows_end_near_the_best_of_all() -> None:
     """Against every pair of index vectors and its best table: five weights, two entries."""
     p = problem(24, 5, kept=0)
-    hessian = p.hessian.astype(np.float64)
+    hessian = p.counted()
     best = np.full(24, np.inf)
     for choice in itertools.product((0, 1), repeat=5):
         one_hot = np.eye(2)[list(choice)]
