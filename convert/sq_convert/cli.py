@@ -23,6 +23,8 @@ _M_MMAP_THRESHOLD = -3  # of malloc.h
 _CALIBRATING = ("calibration", "samples", "seq_len", "seed")
 _QUANTIZING = (
     "bits",
+    "bpw",
+    "plan",
     "outliers",
     "sensitive",
     "method",
@@ -93,7 +95,20 @@ def _parser() -> argparse.ArgumentParser:
         choices=(*WIDTHS, 16),
         help="bits of an index; 16 keeps the matrices in F16 (4)",
     )
-    add("--outliers", type=float, default=0.45, metavar="PERCENT", help="largest weights kept exactly (0.45)")
+    add(
+        "--bpw",
+        type=float,
+        metavar="BITS",
+        help="in place of --bits and --outliers: so many bits a weight, tables and kept weights included, "
+        "shared out among the matrices",
+    )
+    add(
+        "--plan",
+        type=Path,
+        metavar="FILE",
+        help="with --bpw, where to write what each matrix gets (JSON); alone, what to follow",
+    )
+    add("--outliers", type=float, metavar="PERCENT", help="largest weights kept exactly (0.45)")
     add(
         "--sensitive",
         type=float,
@@ -162,12 +177,17 @@ def _options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Optio
     ):
         if not low <= getattr(args, name) < high:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected {low} or more.")
+    if args.bpw is not None or args.plan:
+        _check_plan(args)
     sensitive = args.sensitive
-    if sensitive is None:
+    if sensitive is None and (args.bpw is not None or args.plan):
+        sensitive = 0.0
+    elif sensitive is None:
         sensitive = 0.05 if args.method == "squeezellm" else 0.0
     elif sensitive and args.method != "squeezellm":
         raise UsageError(f"--sensitive needs --method squeezellm; {args.method} knows no single weights.")
-    for name, value in (("outliers", args.outliers), ("sensitive", sensitive)):
+    outliers = 0.45 if args.outliers is None else args.outliers
+    for name, value in (("outliers", outliers), ("sensitive", sensitive)):
         if not 0 <= value <= 50:
             raise UsageError(f"--{name} {value:g}: expected a share between 0 and 50 percent.")
     if args.out.is_dir():
@@ -182,7 +202,7 @@ def _options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Optio
         model=args.model,
         out=args.out,
         bits=bits,
-        outliers=args.outliers if quantizes else 0.0,
+        outliers=outliers if quantizes else 0.0,
         sensitive=sensitive if quantizes else 0.0,
         method=args.method,
         calibration=args.calibration,
@@ -197,6 +217,9 @@ def _options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Optio
         config=args.config,
         fisher=args.fisher,
         tune=args.tune,
+        bpw=args.bpw,
+        plan=args.plan if args.bpw is None else None,
+        plan_out=args.plan if args.bpw is not None else None,
     )
     if options.config and not options.packed:
         raise UsageError("--config belongs to a packed checkpoint (sq-*.pt); other models have their own.")
@@ -218,6 +241,18 @@ def _options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Optio
         if getattr(args, name) != parser.get_default(name):
             raise UsageError(f"--{name.replace('_', '-')}: {reason}")
     return options
+
+
+def _check_plan(args: argparse.Namespace) -> None:
+    """That --bpw and --plan are alone in what they settle."""
+    option = "--bpw" if args.bpw is not None else "--plan"
+    for name in ("bits", "outliers", "sensitive"):
+        if getattr(args, name) is not None:
+            raise UsageError(f"--{name}: {option} settles it for each matrix; leave one of the two out.")
+    if args.method in ("kmeans", "rtn") and args.bpw is not None:
+        raise UsageError(f"--bpw needs --method guided or squeezellm; {args.method} knows no losses.")
+    if args.bpw is not None and not 2 <= args.bpw <= 16:
+        raise UsageError(f"--bpw {args.bpw:g}: expected 2 to 16 bits a weight.")
 
 
 def _set_environment() -> None:

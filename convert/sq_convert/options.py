@@ -34,6 +34,9 @@ class Options:
     cluster: str | None = None  # tcp://HOST:PORT of a Dask scheduler whose workers quantize
     head_bits: int = 8
     tune: int = 0  # steps
+    bpw: float | None = None  # bits a weight, shared out among the matrices
+    plan: Path | None = None  # how they are shared out already
+    plan_out: Path | None = None  # where to write how
 
     @property
     def quantizes(self) -> bool:
@@ -48,6 +51,11 @@ class Options:
     def measure(self) -> Measure | None:
         """What the method has to know of each matrix besides its weights."""
         return _MEASURES.get(self.method) if self.quantizes and not self.packed else None
+
+    @property
+    def allocates(self) -> bool:
+        """Whether bits are still to be shared out."""
+        return self.bpw is not None and self.plan is None
 
     @property
     def calibrates(self) -> bool:

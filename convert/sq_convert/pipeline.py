@@ -1,4 +1,4 @@
-"""A conversion from checkpoint to file: the stages check, calibrate, quantize and write."""
+"""A conversion from checkpoint to file: the stages check, calibrate, allocate, quantize, tune and write."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from . import __version__, memory, plan, writer
+from . import __version__, allocate, memory, plan, writer
 from .arch import Kind, Tensor
 from .blocks import FLOW_FILES, BlockCalibration
 from .calibrate import choose_device, choose_sequences, read_text, sum_up
@@ -26,16 +26,18 @@ from .errors import ConvertError
 from .official import OfficialCheckpoint
 from .options import Options
 from .progress import Progress, duration, size
-from .quantize import PARTS, Recipe
+from .quantize import PARTS, Recipe, estimate_loss
 from .sources import TokenizerSource, read_tokenizer
 from .sums import GradientFolder, Sums, SumsFile, SumsFiles
 from .tune import tune
 from .workers import Parts, Task, Workers
 from .workfolder import WorkFolder, hash_file, write_atomically
 
+PLAN_FILE = "plan.json"
 TUNED_FILE = "tuned.safetensors"
 STAGE_FILES = {
     "calibrate": [*SumsFiles.PATTERNS, FLOW_FILES],
+    "allocate": [PLAN_FILE],
     "quantize": ["blk.*.safetensors"],
     "tune": [TUNED_FILE],
 }
@@ -64,6 +66,7 @@ class Job:
     gradients: GradientFolder | None  # with --fisher
     in_blocks: bool  # whether calibration runs block by block
     workers: Workers
+    plan: allocate.Plan | None  # where bits differ by matrix, once that is known
 
     @property
     def matrices(self) -> list[Tensor]:
@@ -94,6 +97,8 @@ def convert(options: Options, progress: Progress) -> None:
         plan.check_space(job.options, job.checkpoint, job.tensors, job.in_blocks, job.work.path)
         if options.calibrates:
             _calibrate(job)
+        if options.allocates:
+            _allocate(job)
         if options.quantizes:
             _quantize(job)
         if options.tune:
@@ -108,6 +113,7 @@ def dry_run(options: Options, progress: Progress) -> None:
     checkpoint, options = _open(options)
     has_weights = bool(checkpoint.shapes())
     tensors = check_tensors(checkpoint) if has_weights else checkpoint.family.tensors(checkpoint.config)
+    options, _ = _with_plan(options, tensors)
     device = choose_device(options.device) if options.uses_device else "cpu"
     for line in plan.describe(options, checkpoint, tensors, device):
         print(line)
@@ -126,6 +132,21 @@ def _open(options: Options) -> tuple[Checkpoint, Options]:
     return checkpoint, options
 
 
+def _with_plan(options: Options, tensors: list[Tensor]) -> tuple[Options, allocate.Plan | None]:
+    """The plan that is to be followed, if any, and the options as it settles them."""
+    matrices = [tensor for tensor in tensors if tensor.kind is Kind.MATRIX]
+    if options.allocates and options.bpw is not None and options.bpw < allocate.least_bits(matrices):
+        raise ConvertError(
+            f"--bpw {options.bpw:g}: this model's matrices take {allocate.least_bits(matrices):.3f} bits a "
+            "weight at least, tables included; ask for more."
+        )
+    if options.plan is None:
+        return options, None
+    found = allocate.read_plan(options.plan, matrices)
+    bits = max(setting.bits for setting in found.values())
+    return replace(options, bits=bits, bpw=allocate.bits_per_weight(matrices, found)), found
+
+
 # ---- check -----------------------------------------------------------------------------
 
 
@@ -133,6 +154,7 @@ def _check(options: Options, progress: Progress) -> Job:
     """Everything that can go wrong early: the checkpoint, its tokenizer, the calibration text, the device."""
     checkpoint, options = _open(options)
     tensors = check_tensors(checkpoint)
+    options, settings = _with_plan(options, tensors)
     if options.quantizes and options.method in METHOD_COSTS:
         progress.say(METHOD_COSTS[options.method])
     for name in plan.f16_tables(options, tensors):
@@ -167,6 +189,7 @@ def _check(options: Options, progress: Progress) -> Job:
         gradients,
         memory.calibrates_in_blocks(options, checkpoint, tensors, device),
         Workers(options.workers, options.cluster, options.threads),
+        settings,
     )
 
 
@@ -211,15 +234,17 @@ def _descriptions(job: Job) -> dict[str, dict[str, Any]]:
         "seed": options.seed if options.calibrates else 0,
         "device": job.device,
     }
+    allocation = {**calibrate, "bpw": options.bpw, "method": options.method}
     quantize = {
-        **calibrate,
+        **allocation,
+        "plan": {name: [s.bits, s.outliers] for name, s in job.plan.items()} if job.plan else None,
         "bits": options.bits,
         "method": options.method,
         "outliers": options.outliers,
         "sensitive": options.sensitive,
     }
     tuning = {**quantize, "steps": options.tune, "seed": options.seed, "torch": metadata.version("torch")}
-    return {"calibrate": calibrate, "quantize": quantize, "tune": tuning}
+    return {"calibrate": calibrate, "allocate": allocation, "quantize": quantize, "tune": tuning}
 
 
 # ---- calibrate, quantize and tune --------------------------------------------------------------------------
@@ -255,19 +280,57 @@ def _calibrate_in_blocks(job: Job, sequences: NDArray[np.int64], files: SumsFile
         blocks.run(job.options.threads, step.advance)
 
 
+def _allocate(job: Job) -> None:
+    """Estimates what each matrix loses in each setting, and shares the bits out."""
+    options, matrices, path = job.options, job.matrices, job.work.file(PLAN_FILE)
+    assert options.bpw is not None
+    if path.is_file():
+        job.progress.say("allocate: done already.")
+    else:
+        losses = {}
+        with job.progress.stage("allocate", sum(t.n_weights for t in matrices), "weights") as step:
+            for tensor in matrices:
+                losses[tensor.name] = _estimate(job, tensor)
+                step.advance(tensor.n_weights)
+        found = allocate.allocate(matrices, losses, options.bpw)
+        write_atomically(path, lambda partial: allocate.write_plan(partial, found))
+        job.progress.show(plan.table(matrices, found, losses))
+    job.plan = allocate.read_plan(path, matrices)
+    if options.plan_out:
+        allocate.write_plan(options.plan_out, job.plan)
+    reached = allocate.bits_per_weight(matrices, job.plan)
+    job.progress.say(f"allocate: {reached:.3f} bits a weight, tables and kept weights included.")
+
+
+def _estimate(job: Job, tensor: Tensor) -> dict[allocate.Setting, float]:
+    assert job.sums is not None
+    values, measured = read_tensor(job.checkpoint, tensor), job.sums.read(tensor)
+    return {
+        setting: estimate_loss(values, measured, _recipe(job, setting), job.options.threads)
+        for setting in allocate.SETTINGS
+    }
+
+
+def _recipe(job: Job, setting: allocate.Setting) -> Recipe:
+    return Recipe(setting.bits, job.options.method, setting.outliers, job.options.sensitive)
+
+
+def _setting(job: Job, tensor: Tensor) -> allocate.Setting:
+    options = job.options
+    return job.plan[tensor.name] if job.plan else allocate.Setting(options.bits, options.outliers)
+
+
 def _quantize(job: Job) -> None:
     """Quantizes block by block; a block whose file is there is done."""
     from safetensors.numpy import save_file
 
-    options = job.options
-    recipe = Recipe(options.bits, options.method, options.outliers, options.sensitive)
     blocks = sorted({tensor.block for tensor in job.matrices if tensor.block is not None})
     todo = [block for block in blocks if not job.block_file(block).is_file()]
     if len(todo) < len(blocks):
         job.progress.say(f"quantize: {len(blocks) - len(todo)} of {len(blocks)} blocks are done already.")
     n_weights = {block: sum(t.n_weights for t in job.matrices if t.block == block) for block in blocks}
     matrices = [tensor for block in todo for tensor in job.matrices if tensor.block == block]
-    made = zip(matrices, _quantized(job, matrices, recipe), strict=True)
+    made = zip(matrices, _quantized(job, matrices), strict=True)
     with job.progress.stage("quantize", sum(n_weights.values()), "weights") as step:
         step.resume(sum(n_weights[block] for block in blocks if block not in todo))
         for block in todo:
@@ -278,7 +341,7 @@ def _quantize(job: Job) -> None:
             write_atomically(job.block_file(block), functools.partial(save_file, results))
 
 
-def _quantized(job: Job, matrices: Sequence[Tensor], recipe: Recipe) -> Iterator[Parts]:
+def _quantized(job: Job, matrices: Sequence[Tensor]) -> Iterator[Parts]:
     """The parts of each matrix, in order."""
     if isinstance(job.checkpoint, OfficialCheckpoint):
         return map(job.checkpoint.read_parts, matrices)
@@ -290,7 +353,7 @@ def _quantized(job: Job, matrices: Sequence[Tensor], recipe: Recipe) -> Iterator
         Task(
             read_tensor(job.checkpoint, tensor),
             sums.read(tensor) if sums else None,
-            recipe,
+            _recipe(job, _setting(job, tensor)),
             job.workers.threads,
             torch_device,
         )
@@ -311,7 +374,6 @@ def _tune(job: Job) -> None:
             job.checkpoint,
             job.tensors,
             functools.partial(_read_parts, job),
-            options.bits,
             job.sequences,
             options.tune,
             options.seed,
@@ -406,8 +468,9 @@ def _add_keys(job: Job, file: gguf.GGUFWriter) -> None:
     writer.add_numbers(file, checkpoint.family.keys(checkpoint.config))
     file.add_uint32("squeezellm.version", writer.FORMAT_VERSION)
     writer.add_text(file, "squeezellm.method", options.method if options.quantizes else "none")
-    file.add_uint32("squeezellm.bits", options.bits)
-    file.add_float32("squeezellm.outliers", options.outliers)
+    settings = [_setting(job, tensor) for tensor in job.matrices] if options.quantizes else []
+    file.add_uint32("squeezellm.bits", max((setting.bits for setting in settings), default=options.bits))
+    file.add_float32("squeezellm.outliers", max((s.outliers for s in settings), default=options.outliers))
     file.add_float32("squeezellm.sensitive", options.sensitive)
     writer.add_text(file, "squeezellm.calibration", job.calibration)
     file.add_uint64("squeezellm.seed", options.seed)
@@ -415,7 +478,7 @@ def _add_keys(job: Job, file: gguf.GGUFWriter) -> None:
         file.add_uint32("squeezellm.tune", options.tune)
     if options.quantizes:
         file.add_array("squeezellm.matrix.names", [tensor.name for tensor in job.matrices])
-        writer.add_u32_array(file, "squeezellm.matrix.bits", [options.bits] * len(job.matrices))
+        writer.add_u32_array(file, "squeezellm.matrix.bits", [setting.bits for setting in settings])
         writer.add_u32_array(file, "squeezellm.matrix.inputs", [tensor.shape[1] for tensor in job.matrices])
     job.tokenizer.write(file, checkpoint)
 

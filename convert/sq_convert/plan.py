@@ -7,7 +7,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import memory, tune
+from rich.table import Column, Table
+
+from . import allocate, memory, tune
 from .arch import Kind, Tensor
 from .checkpoint import Checkpoint
 from .errors import ConvertError
@@ -26,6 +28,8 @@ def tensor_bytes(options: Options, tensor: Tensor) -> int:
     """Bytes of a tensor in the output."""
     if tensor.kind is Kind.VECTOR:
         return 4 * tensor.n_weights
+    if tensor.kind is Kind.MATRIX and options.bpw:
+        return round(tensor.n_weights * options.bpw / 8)
     if tensor.kind is Kind.MATRIX and options.quantizes:
         kept = min(100.0, options.outliers + options.sensitive)
         return part_bytes(tensor.shape, options.bits, round(tensor.n_weights * kept / 100))
@@ -76,11 +80,28 @@ def quantization(options: Options) -> str:
     """The method in words."""
     if not options.quantizes:
         return "matrices in F16"
+    tuned = f", tuned for {options.tune} steps" if options.tune else ""
+    if options.bpw:
+        return f"{options.bpw:.2f} bits by {options.method}, shared out among the matrices{tuned}"
     kept = f"{options.outliers:g} % outliers"
     if options.sensitive:
         kept += f" and {options.sensitive:g} % sensitive weights"
-    tuned = f", tuned for {options.tune} steps" if options.tune else ""
     return f"{options.bits} bits by {options.method}, {kept} kept{tuned}"
+
+
+def table(matrices: Sequence[Tensor], chosen: allocate.Plan, losses: allocate.Losses) -> Table:
+    """What each matrix gets; its loss as a share of what all lose where each has the least bits."""
+    shown = Table(
+        "matrix", *(Column(name, justify="right") for name in ("bits", "kept", "true bits", "loss"))
+    )
+    most = sum(losses[tensor.name][allocate.SETTINGS[0]] for tensor in matrices) or 1.0
+    for tensor in matrices:
+        setting = chosen[tensor.name]
+        loss = allocate.interpolate(losses[tensor.name], setting)
+        bits = 8 * setting.n_bytes(tensor) / tensor.n_weights
+        kept = f"{setting.outliers:.2f} %"
+        shown.add_row(tensor.name, str(setting.bits), kept, f"{bits:.2f}", f"{100 * loss / most:.3f} %")
+    return shown
 
 
 def describe(options: Options, checkpoint: Checkpoint, tensors: Sequence[Tensor], device: str) -> list[str]:
@@ -88,7 +109,12 @@ def describe(options: Options, checkpoint: Checkpoint, tensors: Sequence[Tensor]
     matrices = [tensor for tensor in tensors if tensor.kind is Kind.MATRIX]
     n_matrix = sum(tensor.n_weights for tensor in matrices)
     n_all = sum(tensor.n_weights for tensor in tensors)
-    stages = ["check"] + ["calibrate"] * options.calibrates + ["quantize"] * options.quantizes
+    stages = (
+        ["check"]
+        + ["calibrate"] * options.calibrates
+        + ["allocate"] * options.allocates
+        + ["quantize"] * options.quantizes
+    )
     stages += ["tune"] * (options.tune > 0) + ["write"]
     lines = [
         f"model    {checkpoint.name}: {checkpoint.family.gguf_name}, {n_all / 1e6:.1f} M weights, "

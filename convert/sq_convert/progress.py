@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Table
 
 LINE_SECONDS = 5.0  # between two plain lines
 
@@ -36,6 +37,10 @@ class Progress:
     def say(self, message: str) -> None:
         """One line for the user."""
         self._console.print(escape(message))
+
+    def show(self, table: Table) -> None:
+        """A table for the user."""
+        self._console.print(table)
 
     @contextmanager
     def stage(self, name: str, total: float, unit: str) -> Iterator[Step]:

@@ -16,6 +16,7 @@ from .refine import refine_rows
 
 F16_MAX = 65504.0
 PARTS = ("codes", "lut", "rows", "cols", "vals")
+SAMPLE = 32  # rows that an estimate looks at
 
 
 @dataclass(frozen=True)
@@ -41,34 +42,58 @@ def quantize_matrix(
     ``rows``, ``cols`` and ``vals`` are absent where no weight is kept. ``torch_device``: where PyTorch fits
     the tables; None: the C library does.
     """
-    k = 2**recipe.bits
-    if recipe.method == "guided":
-        assert measured is not None
-        kept, table, indices = _guided_rows(values, measured, recipe, threads, torch_device)
-    else:
-        fisher = measured if recipe.sensitive else None
-        kept = kept_weights(values, fisher, recipe.outliers, recipe.sensitive)
-        if recipe.method == "rtn":
-            table, indices = _uniform_rows(values, kept, k)
-        else:
-            table, indices, _ = cluster_rows(values, measured, kept, k, threads, torch_device)
+    kept = _kept(values, measured, recipe)
+    table, indices = _fit(values, kept, measured, recipe, threads, torch_device)
     return assemble(values, kept, table, indices, recipe.bits)
 
 
-def _guided_rows(
+def estimate_loss(
+    values: NDArray[np.float32], measured: NDArray[np.float32], recipe: Recipe, threads: int
+) -> float:
+    """How much the recipe's errors cost, ½ Σ (ŵ - w)ᵀ H (ŵ - w) over the rows, from SAMPLE of them.
+
+    H is what the method has measured, or the diagonal matrix of it. Only ratios between matrices of one
+    calibration mean something.
+    """
+    rows = np.unique(np.linspace(0, len(values) - 1, SAMPLE).astype(np.intp))
+    kept, sample = _kept(values, measured, recipe)[rows], values[rows]
+    guided = recipe.method == "guided"
+    weights = measured if guided else measured[rows]
+    table, indices = _fit(sample, kept, weights, recipe, threads, None)
+    decoded = np.take_along_axis(table.astype(np.float32), indices.astype(np.intp), axis=1)
+    error = np.where(kept, 0, decoded - sample)
+    cost = float(np.sum(error * (error @ weights if guided else error * weights), dtype=np.float64))
+    return max(0.0, cost) / 2 * len(values) / len(rows)
+
+
+def _kept(
+    values: NDArray[np.float32], measured: NDArray[np.float32] | None, recipe: Recipe
+) -> NDArray[np.bool_]:
+    """Mask of the weights that the file keeps exactly."""
+    if recipe.method == "guided":
+        assert measured is not None
+        return kept_by_inputs(values, np.diag(measured), recipe.outliers)
+    return kept_weights(values, measured if recipe.sensitive else None, recipe.outliers, recipe.sensitive)
+
+
+def _fit(
     values: NDArray[np.float32],
-    hessian: NDArray[np.float32],
+    kept: NDArray[np.bool_],
+    measured: NDArray[np.float32] | None,
     recipe: Recipe,
     threads: int,
     torch_device: str | None,
-) -> tuple[NDArray[np.bool_], NDArray[np.float16], NDArray[np.uint8]]:
-    """What is kept, and the tables and indices that lower the errors of all the inputs together."""
-    moments = np.diag(hessian)
-    kept = kept_by_inputs(values, moments, recipe.outliers)
-    weights = np.ascontiguousarray(np.broadcast_to(moments, values.shape))
-    table, indices, _ = cluster_rows(values, weights, kept, 2**recipe.bits, threads, torch_device)
-    table, indices, _ = refine_rows(values, hessian, kept, table, indices, threads, torch_device)
-    return kept, table, indices
+) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
+    """Tables and indices of rows; of `guided` those that lower the errors of all the inputs together."""
+    k = 2**recipe.bits
+    if recipe.method == "rtn":
+        return _uniform_rows(values, kept, k)
+    if recipe.method != "guided":
+        return cluster_rows(values, measured, kept, k, threads, torch_device)[:2]
+    assert measured is not None
+    weights = np.ascontiguousarray(np.broadcast_to(np.diag(measured), values.shape))
+    table, indices, _ = cluster_rows(values, weights, kept, k, threads, torch_device)
+    return refine_rows(values, measured, kept, table, indices, threads, torch_device)[:2]
 
 
 def assemble(

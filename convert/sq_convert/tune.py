@@ -45,7 +45,6 @@ def tune(
     checkpoint: Checkpoint,
     tensors: Sequence[Tensor],
     read_parts: Callable[[Tensor], Mapping[str, NDArray[Any]]],
-    bits: int,
     sequences: NDArray[np.int64],
     steps: int,
     seed: int,
@@ -66,7 +65,7 @@ def tune(
     tuned: list[_Table | _Vector] = []
     for tensor in tensors:
         if tensor.kind is Kind.MATRIX:
-            tuned.append(_Table(tensor, read_parts(tensor), bits, device))
+            tuned.append(_Table(tensor, read_parts(tensor), device))
         elif tensor.kind is Kind.VECTOR:
             tuned.append(_Vector(tensor, read_tensor(checkpoint, tensor), device))
     model = _Model(original, tuned)
@@ -167,13 +166,14 @@ class _Model:
 class _Table:
     """A matrix, its tables in f32 as ``start + unit · moved``, each row in a unit of its own."""
 
-    def __init__(self, tensor: Tensor, parts: Mapping[str, NDArray[Any]], bits: int, device: str) -> None:
+    def __init__(self, tensor: Tensor, parts: Mapping[str, NDArray[Any]], device: str) -> None:
         import torch
 
         self.tensor, self.name = tensor, f"{tensor.name}.lut"
         self._start = torch.from_numpy(parts["lut"].astype(np.float32)).to(device)
         low, high = self._start.aminmax(dim=1, keepdim=True)
         self._unit = (high - low) / (self._start.shape[1] - 1)
+        bits = parts["lut"].shape[1].bit_length() - 1
         self._indices = torch.from_numpy(unpack(parts["codes"], tensor.shape[1], bits)).to(device)
         self._sparse = [torch.from_numpy(array).to(device) for array in sparse_values(parts)]
         self.moved = torch.zeros_like(self._start)

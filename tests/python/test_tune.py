@@ -38,7 +38,7 @@ def test_a_table_collects_the_gradients_of_its_weights() -> None:
     random = np.random.default_rng(1)
     values = random.normal(size=(3, 100)).astype(np.float32)
     parts = quantize_matrix(values, None, Recipe(3, "rtn", 2.0, 0.0), 1)
-    table = tune._Table(Tensor("x", "x", values.shape, Kind.MATRIX), parts, 3, "cpu")
+    table = tune._Table(Tensor("x", "x", values.shape, Kind.MATRIX), parts, "cpu")
     decoded = decode_matrix(parts, 100, 3)
     assert (table.weights().numpy() == decoded).all()
     # A loss that is linear in the weights changes by a table's change times its gradient.
