@@ -80,6 +80,7 @@ def sum_moments(
         weight = parameters[name].data[place]
         weights[weight.data_ptr()] = (tensor, weight.stride(0) * weight.element_size())
     starts = sorted(weights)
+    sums = dict(targets)
 
     class Watch(TorchFunctionMode):  # type: ignore[misc]  # torch is not followed
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -102,12 +103,15 @@ def sum_moments(
             x = inputs.reshape(-1, inputs.shape[-1]).float()
             g = gradient.reshape(-1, gradient.shape[-1])[:, rows].float()
             x = x * g.square().mean(dim=1, keepdim=True).sqrt()
-            targets[tensor.name].addmm_(x.T, x)
+            sums[tensor.name].addmm_(x.T, x)
 
         out.register_hook(add)
 
-    with Watch():
-        yield
+    try:
+        with Watch():
+            yield
+    finally:
+        sums.clear()  # Watch, like every class, lies in a cycle, which would keep a block's sums for a while
 
 
 FISHER = Measure("fisher", lambda tensor: (tensor.shape[0], tensor.shape[1]), square_gradients)
