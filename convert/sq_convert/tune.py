@@ -4,7 +4,8 @@ Minimises the KL divergence of the quantized model's next-token probabilities fr
 token, over the calibration sequences; indices and the differences of kept weights stay. A table's gradient is
 the sum of its weights' gradients, entry by entry. Masters are in f32, the model computes with what the file
 would hold, tables in f16: a gradient there is taken for one of the master. Of the values met on the way those
-stay that are best on sequences held out, the first ones among them.
+stay that are best on sequences held out, the first ones among them; where a look at those finds no
+better ones, tuning goes on from the best, in smaller steps.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from .quantize import sparse_values
 LEARNING_RATE = 0.01  # in units: the mean distance of a table's entries, a quarter of a vector's size
 BATCH = 2  # sequences a step
 HELD_OUT = 8  # of so many sequences one is held out
+SLOWER = 3  # where the held-out sequences say that values got no better, they go back, and on at this part
 N_JUDGED = 10  # times that the held-out sequences are looked at, the start not counted
 
 
@@ -79,22 +81,34 @@ def tune(
             "weights are damaged, or belong to another configuration."
         )
     kept, values = 0, {}
-    adam = torch.optim.Adam([part.moved for part in tuned], lr=LEARNING_RATE, eps=1e-15)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
+    rate, adam = LEARNING_RATE, _adam(tuned)
+    moved = [part.moved.clone() for part in tuned]  # of the best values
     for step, batch in enumerate(batches, 1):
+        adam.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
         for ids in batch:
             model.divergence(ids).backward()
         adam.step()
         adam.zero_grad(set_to_none=False)
-        cosine.step()
         model.update()
         if step % -(-steps // N_JUDGED) == 0 or step == steps:
             found = model.judge(held)
             if found < best:
                 kept, best = step, found
                 values = {part.name: part.stored().cpu().numpy() for part in tuned}
+                moved = [part.moved.clone() for part in tuned]
+            else:
+                for part, start_again in zip(tuned, moved, strict=True):
+                    part.moved.copy_(start_again)
+                rate, adam = rate / SLOWER, _adam(tuned)
+                model.update()
         advance()
     return Tuning(values, kept, start, best)
+
+
+def _adam(tuned: Sequence[_Table | _Vector]) -> Any:
+    import torch
+
+    return torch.optim.Adam([part.moved for part in tuned], eps=1e-15)
 
 
 def split(sequences: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

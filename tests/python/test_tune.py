@@ -83,12 +83,23 @@ def test_steps_that_lead_nowhere_change_nothing(
     before = {
         tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(files / "before.sq.gguf").tensors
     }
-    for rate in (100.0, 1e30):
+    for rate in (1e10, 1e30):
         monkeypatch.setattr(tune, "LEARNING_RATE", rate)
         found = converted(stories, tmp_path / "m.sq.gguf", *TUNE)
         assert "no step is better" in capsys.readouterr().err
         assert found.keys() == before.keys()
         assert all((found[name] == before[name]).all() for name in before)
+
+
+def test_steps_too_large_become_smaller(
+    stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tune, "LEARNING_RATE", 5.0)
+    converted(stories, tmp_path / "m.sq.gguf", *TUNE)
+    assert "no step is better" not in capsys.readouterr().err
+    monkeypatch.setattr(tune, "SLOWER", 1)
+    converted(stories, tmp_path / "m.sq.gguf", *TUNE)
+    assert "no step is better" in capsys.readouterr().err
 
 
 def test_interrupted_tuning_starts_over_from_the_quantized_rows(
