@@ -1,4 +1,4 @@
-/* NEON of 64-bit ARM: the vector operations of simd_matrix.h, simd_ops.h and simd_attention.h in 4 lanes. */
+/* NEON of 64-bit ARM: the vector operations of the simd_*.h in 4 lanes. */
 #include "scalar.h"
 
 #include <arm_neon.h>

@@ -1,4 +1,4 @@
-/* AVX2, FMA and F16C: the vector operations of simd_matrix.h and simd_ops.h in 8 lanes. */
+/* AVX2, FMA and F16C: the vector operations of the simd_*.h in 8 lanes. */
 #include "scalar.h"
 
 #include <immintrin.h>

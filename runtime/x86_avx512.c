@@ -1,4 +1,4 @@
-/* AVX-512 (F, BW, VL, DQ): the vector operations of simd_matrix.h and simd_ops.h in 16 lanes. */
+/* AVX-512 (F, BW, VL, DQ): the vector operations of the simd_*.h in 16 lanes. */
 #include "scalar.h"
 
 #include <immintrin.h>

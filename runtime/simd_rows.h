@@ -1,0 +1,409 @@
+/* Rows of weights over vectors of W floats, their products with activations and their expansion: the one body
+ * that x86_avx512.c, x86_avx2.c and arm_neon.c include after defining the vector operations it is made of:
+ *
+ *   W                     floats in a vector: 16, 8 or 4
+ *   GEMV_ROWS             rows that share the loads of x in a product with one token, at most 4
+ *   FEW_ROWS, FEW_TOKENS  rows that share the loads of x, and tokens that share the decoded weights, in a
+ *                         product with few tokens; both at most 4
+ *   vf, vu, v4            vectors of W float, W uint32_t, 4 float
+ *   vf_zero vf_set1 vf_load vf_store vf_fma
+ *   vf_load_n vf_store_n  the first n lanes alone, n <= W; the others are zero, memory past n untouched
+ *   vf_load_f16 vf_load_f16_n vf_load_i8      widened from W elements
+ *   vf_set1_f16           one f16 in all lanes
+ *   vf_gather f16_to_f32  x[index] for W indices; one f16
+ *   vu_load vu_iota vu_srlv                   W dwords; 0, 1, 2 …; shift right lane by lane
+ *   lut_table lut_load lut_at   a row's table and W lookups, which ignore all but the low `bits` bits
+ *   dwords dwords_load dwords_at              up to 16 dwords in registers and W lookups of them
+ *
+ * The sum of a row runs in an order fixed by n_in alone. */
+#ifndef SQ_SIMD_ROWS_H
+#define SQ_SIMD_ROWS_H
+
+#include "scalar.h"
+
+#include <string.h>
+
+#define SQ_INLINE static inline __attribute__((always_inline))
+
+enum { BLOCK_DWORDS = 16 };
+/* Of a tile of rows and tokens. */
+enum { TILE_SUMS = FEW_ROWS * FEW_TOKENS > GEMV_ROWS ? FEW_ROWS * FEW_TOKENS : GEMV_ROWS };
+
+/* Hardware does not follow several short rows at once. They lie one after another, so a product with some
+ * rows asks for what is needed soon, by these rows or the next ones, in the order in which it lies, whichever
+ * row it works on: memory serves that up to twice as fast. Where the rows and x take most of the L1 cache,
+ * the bytes go to the L2 cache. Past the end of the matrix the hint is ignored. */
+enum { PREFETCH_BYTES = 4096, PREFETCH_L1_BYTES = 30720 };
+
+typedef struct prefetcher {
+    const uint8_t *next;
+    bool into_l1;
+} prefetcher;
+
+/* Begins behind the last of the rows, which are all needed at once. */
+SQ_INLINE prefetcher prefetcher_of(const sq_matrix *w, uint32_t row, int n_rows, int n_tokens) {
+    size_t in_use = n_rows * w->row_bytes + n_tokens * w->n_in * sizeof(float);
+    return (prefetcher){w->data + (row + n_rows - 1) * w->row_bytes + PREFETCH_BYTES,
+                        in_use <= PREFETCH_L1_BYTES};
+}
+
+SQ_INLINE void prefetch(prefetcher *p, size_t n_bytes) {
+    if (p->into_l1) {
+        __builtin_prefetch(p->next, 0, 3);
+    } else {
+        __builtin_prefetch(p->next, 0, 2);
+    }
+    p->next += n_bytes;
+}
+
+/* ---- kept weights: docs/FORMAT.md 2 ----------------------------------------------------------- */
+
+/* A row keeps few weights, a varying number: too few to fill vectors, and a loop over them would be
+ * mispredicted. So their products with x are made for a stretch of rows at once, and a row adds its
+ * slice, product k of a row always in lane k mod W. */
+enum { KEPT_PRODUCTS = 256 };
+
+typedef struct kept_products {
+    uint32_t begin, end; /* of the matrix's kept weights */
+    float products[KEPT_PRODUCTS];
+} kept_products;
+
+static void kept_fill(kept_products *kept, const sq_matrix *w, uint32_t begin, uint32_t end, const float *x) {
+    kept->begin = begin;
+    kept->end = end - begin < KEPT_PRODUCTS ? end : begin + KEPT_PRODUCTS;
+    uint32_t k = begin;
+    for (; w->cols16 && kept->end - k >= W; k += W) {
+        vf_store(kept->products + (k - begin), vf_load_f16(w->vals + k) * vf_gather(x, w->cols16 + k));
+    }
+    for (; k < kept->end; k++) {
+        kept->products[k - begin] = f16_to_f32(w->vals[k]) * x[sq_column(w, k)];
+    }
+    for (; k < kept->end + KEPT_PRODUCTS; k += 64 / sizeof *w->vals) {
+        __builtin_prefetch(w->vals + k);
+        __builtin_prefetch(w->cols16 ? (const void *)(w->cols16 + k) : w->cols32 + k);
+    }
+}
+
+/* The products k … end-1 of one row; `limit` ends the rows that this call is about. */
+static __attribute__((noinline)) vf kept_sum_any(kept_products *kept, const sq_matrix *w, uint32_t k,
+                                                 uint32_t end, uint32_t limit, const float *x) {
+    vf sum = vf_zero();
+    for (; k < end; k += W) {
+        uint32_t n = end - k < W ? end - k : W;
+        if (k + n > kept->end) {
+            kept_fill(kept, w, k, limit, x);
+        }
+        sum += vf_load_n(kept->products + (k - kept->begin), n);
+    }
+    return sum;
+}
+
+/* The same; nearly always the products are ready and fit into a vector. */
+SQ_INLINE vf kept_sum(kept_products *kept, const sq_matrix *w, uint32_t row, uint32_t row1, const float *x) {
+    uint32_t k = (uint32_t)w->rows[row], end = (uint32_t)w->rows[row + 1];
+    if (end - k <= W && end <= kept->end) {
+        return vf_load_n(kept->products + (k - kept->begin), end - k);
+    }
+    return kept_sum_any(kept, w, k, end, (uint32_t)w->rows[row1], x);
+}
+
+static void kept_add(const sq_matrix *w, uint32_t row, float *out) {
+    if (w->rows) {
+        for (uint32_t k = (uint32_t)w->rows[row]; k < (uint32_t)w->rows[row + 1]; k++) {
+            out[sq_column(w, k)] += f16_to_f32(w->vals[k]);
+        }
+    }
+}
+
+/* ---- tables: docs/FORMAT.md 2.1 to 2.3 -------------------------------------------------------- */
+
+/* A "plane" is n_dwords (D) dwords of fields, eight nibbles or, for 2 bits, sixteen pairs of bits: its
+ * position D·j + i is field j of dword i. A block of 2 or 4 bits is one plane. A 3-bit block is four: three
+ * are stored, and bit p of the fourth's nibbles is the spare bit of plane p. */
+SQ_INLINE int field_bits(int bits) {
+    return bits == 2 ? 2 : 4;
+}
+SQ_INLINE int n_fields(int bits) {
+    return 32 / field_bits(bits);
+}
+/* Weights that one dword (of each stored plane) holds, planes stored, weights of a full block. */
+SQ_INLINE uint32_t n_per_dword(int bits) {
+    return bits == 3 ? 32 : n_fields(bits);
+}
+SQ_INLINE uint32_t n_planes_of(int bits) {
+    return bits == 3 ? 3 : 1;
+}
+SQ_INLINE uint32_t block_of(int bits) {
+    return BLOCK_DWORDS * n_per_dword(bits);
+}
+
+/* Vector h of a full plane (D = 16) covers the positions 16 j + W h …: field j of its own dwords. */
+SQ_INLINE void plane_dot(int bits, int n_rows, int n_tokens, const lut_table *tables, const vu *plane,
+                         const float *x, size_t ldx, vf (*sums)[2]) {
+    vu codes[GEMV_ROWS];
+    for (int r = 0; r < n_rows; r++) {
+        codes[r] = plane[r];
+    }
+    for (int j = 0; j < n_fields(bits); j += 2) {
+        for (int k = 0; k < 2; k++, x += BLOCK_DWORDS) {
+            vf xs[FEW_TOKENS];
+            for (int t = 0; t < n_tokens; t++) {
+                xs[t] = vf_load(x + t * ldx);
+            }
+            for (int r = 0; r < n_rows; r++) {
+                vf weights = lut_at(bits, &tables[r], codes[r]);
+                codes[r] >>= field_bits(bits);
+                for (int t = 0; t < n_tokens; t++) {
+                    vf *sum = &sums[r * n_tokens + t][k];
+                    *sum = vf_fma(weights, xs[t], *sum);
+                }
+            }
+        }
+    }
+}
+
+SQ_INLINE void plane_expand(int bits, const lut_table *table, vu plane, float *out) {
+    for (int j = 0; j < n_fields(bits); j++) {
+        vf_store(out + BLOCK_DWORDS * j, lut_at(bits, table, plane >> field_bits(bits) * j));
+    }
+}
+
+/* In a narrow plane W positions in a row lie scattered over dwords and fields. */
+typedef struct scatter {
+    vu dword, shift;
+} scatter;
+
+SQ_INLINE scatter scatter_of(int bits, uint32_t position, uint32_t n_dwords) {
+    vu p = vu_iota() + position, field = p * (65536 / n_dwords + 1) >> 16; /* p / n_dwords, for p < 272 */
+    return (scatter){p - field * n_dwords, field * field_bits(bits)};
+}
+
+SQ_INLINE vu scatter_codes(scatter s, const dwords *plane) {
+    return vu_srlv(dwords_at(plane, s.dword), s.shift);
+}
+
+/* `x` points at the plane's first position; it is not read past the last. */
+SQ_INLINE void narrow_dot(int bits, int n_rows, int n_tokens, const lut_table *tables, const dwords *planes,
+                          uint32_t n_dwords, const float *x, size_t ldx, vf (*sums)[2]) {
+    uint32_t n = n_fields(bits) * n_dwords;
+    for (uint32_t p = 0; p < n; p += W) {
+        scatter s = scatter_of(bits, p, n_dwords);
+        vf xs[FEW_TOKENS];
+        for (int t = 0; t < n_tokens; t++) {
+            xs[t] = n - p >= W ? vf_load(x + t * ldx + p) : vf_load_n(x + t * ldx + p, 8);
+        }
+        for (int r = 0; r < n_rows; r++) {
+            vf weights = lut_at(bits, &tables[r], scatter_codes(s, &planes[r]));
+            for (int t = 0; t < n_tokens; t++) {
+                vf *sum = &sums[r * n_tokens + t][0];
+                *sum = vf_fma(weights, xs[t], *sum);
+            }
+        }
+    }
+}
+
+SQ_INLINE void narrow_expand(int bits, const lut_table *table, const dwords *plane, uint32_t n_dwords,
+                             float *out) {
+    uint32_t n = n_fields(bits) * n_dwords;
+    for (uint32_t p = 0; p < n; p += W) {
+        vf weights = lut_at(bits, table, scatter_codes(scatter_of(bits, p, n_dwords), plane));
+        vf_store_n(out + p, weights, n - p >= W ? W : 8);
+    }
+}
+
+/* Bit 3 of every nibble of plane p, as bit p of the fourth plane's nibbles. */
+SQ_INLINE vu spare_bits(vu plane, int p) {
+    return plane >> (3 - p) & 0x11111111u << p;
+}
+
+SQ_INLINE void dwords_add_spare(dwords *spare, const dwords *plane, int p) {
+    for (int i = 0; i < BLOCK_DWORDS / W; i++) {
+        spare->part[i] |= spare_bits(plane->part[i], p);
+    }
+}
+
+/* dot_tile, below. */
+SQ_INLINE void lut_dot(int bits, const sq_matrix *w, const float *x, size_t ldx, uint32_t row, int n_rows,
+                       int n_tokens, vf *sums) {
+    const uint32_t n_planes = n_planes_of(bits), block = block_of(bits);
+    const uint8_t *codes[GEMV_ROWS];
+    prefetcher ahead = prefetcher_of(w, row, n_rows, n_tokens);
+    lut_table tables[GEMV_ROWS];
+    vf partial[TILE_SUMS][2];
+    for (int r = 0; r < n_rows; r++) {
+        codes[r] = w->data + (row + r) * w->row_bytes;
+        tables[r] = lut_load(bits, w->lut + ((size_t)(row + r) << bits));
+    }
+    for (int i = 0; i < n_rows * n_tokens; i++) {
+        partial[i][0] = partial[i][1] = vf_zero();
+    }
+    for (uint32_t b = 0; b < w->n_in / block; b++, x += block) {
+        for (int h = 0; h < BLOCK_DWORDS / W; h++) {
+            vu plane[GEMV_ROWS], spare[GEMV_ROWS];
+            for (uint32_t p = 0; p < n_planes; p++) {
+                for (int r = 0; r < n_rows; r++) {
+                    plane[r] = vu_load(codes[r] + 64 * p + 4 * W * h);
+                    prefetch(&ahead, 4 * W);
+                    spare[r] = p ? spare[r] | spare_bits(plane[r], p) : spare_bits(plane[r], p);
+                }
+                plane_dot(bits, n_rows, n_tokens, tables, plane, x + 128 * p + W * h, ldx, partial);
+            }
+            if (bits == 3) {
+                plane_dot(bits, n_rows, n_tokens, tables, spare, x + 384 + W * h, ldx, partial);
+            }
+        }
+        for (int r = 0; r < n_rows; r++) {
+            codes[r] += 64 * n_planes;
+        }
+    }
+    uint32_t left = w->n_in % block;
+    if (left) {
+        uint32_t n_dwords = (left + n_per_dword(bits) - 1) / n_per_dword(bits);
+        dwords plane[GEMV_ROWS], spare[GEMV_ROWS];
+        memset(spare, 0, sizeof spare);
+        for (uint32_t p = 0; p < n_planes; p++) {
+            for (int r = 0; r < n_rows; r++) {
+                plane[r] = dwords_load(codes[r] + 4 * p * n_dwords, n_dwords);
+                prefetch(&ahead, 4 * n_dwords);
+                dwords_add_spare(&spare[r], &plane[r], p);
+            }
+            narrow_dot(bits, n_rows, n_tokens, tables, plane, n_dwords, x + 8 * p * n_dwords, ldx, partial);
+        }
+        if (bits == 3) {
+            narrow_dot(bits, n_rows, n_tokens, tables, spare, n_dwords, x + 24 * n_dwords, ldx, partial);
+        }
+    }
+    for (int i = 0; i < n_rows * n_tokens; i++) {
+        sums[i] = partial[i][0] + partial[i][1];
+    }
+}
+
+SQ_INLINE void lut_expand(int bits, const sq_matrix *w, uint32_t row, float *out) {
+    const uint32_t n_planes = n_planes_of(bits), block = block_of(bits);
+    const uint8_t *codes = w->data + row * w->row_bytes;
+    lut_table table = lut_load(bits, w->lut + ((size_t)row << bits));
+    float *end = out + w->n_in, *o = out;
+    for (uint32_t b = 0; b < w->n_in / block; b++, o += block, codes += 64 * n_planes) {
+        for (int h = 0; h < BLOCK_DWORDS / W; h++) {
+            vu spare = vu_iota() * 0;
+            for (uint32_t p = 0; p < n_planes; p++) {
+                vu plane = vu_load(codes + 64 * p + 4 * W * h);
+                spare |= spare_bits(plane, p);
+                plane_expand(bits, &table, plane, o + 128 * p + W * h);
+            }
+            if (bits == 3) {
+                plane_expand(bits, &table, spare, o + 384 + W * h);
+            }
+        }
+    }
+    uint32_t left = w->n_in % block;
+    if (left) {
+        uint32_t n_dwords = (left + n_per_dword(bits) - 1) / n_per_dword(bits);
+        dwords spare;
+        memset(&spare, 0, sizeof spare);
+        for (uint32_t p = 0; p < n_planes; p++) {
+            dwords plane = dwords_load(codes + 4 * p * n_dwords, n_dwords);
+            dwords_add_spare(&spare, &plane, p);
+            narrow_expand(bits, &table, &plane, n_dwords, o + 8 * p * n_dwords);
+        }
+        if (bits == 3) {
+            narrow_expand(bits, &table, &spare, n_dwords, o + 24 * n_dwords);
+        }
+    }
+    memset(end, 0, (sq_pad(w->n_in) - w->n_in) * sizeof *out);
+    kept_add(w, row, out);
+}
+
+/* ---- weights stored one by one ---------------------------------------------------------------- */
+
+typedef vf load_weights(const uint8_t *row, size_t i);
+typedef vf load_n_weights(const uint8_t *row, size_t i, uint32_t n);
+
+SQ_INLINE vf f32_load(const uint8_t *row, size_t i) {
+    return vf_load((const float *)row + i);
+}
+SQ_INLINE vf f32_load_n(const uint8_t *row, size_t i, uint32_t n) {
+    return vf_load_n((const float *)row + i, n);
+}
+SQ_INLINE vf f16_load(const uint8_t *row, size_t i) {
+    return vf_load_f16((const uint16_t *)row + i);
+}
+SQ_INLINE vf f16_load_n(const uint8_t *row, size_t i, uint32_t n) {
+    return vf_load_f16_n((const uint16_t *)row + i, n);
+}
+
+SQ_INLINE void dense_dot(load_weights *load, load_n_weights *load_n, size_t element_bytes, const sq_matrix *w,
+                         const float *x, size_t ldx, uint32_t row, int n_rows, int n_tokens, vf *sums) {
+    const uint8_t *rows[GEMV_ROWS];
+    prefetcher ahead = prefetcher_of(w, row, n_rows, n_tokens);
+    for (int r = 0; r < n_rows; r++) {
+        rows[r] = w->data + (row + r) * w->row_bytes;
+    }
+    for (uint32_t i = 0; i < w->n_in; i += W) {
+        uint32_t left = w->n_in - i;
+        vf xs[FEW_TOKENS];
+        for (int t = 0; t < n_tokens; t++) {
+            xs[t] = vf_load(x + t * ldx + i);
+        }
+        for (int r = 0; r < n_rows; r++) {
+            vf weights = left < W ? load_n(rows[r], i, left) : load(rows[r], i);
+            prefetch(&ahead, W * element_bytes);
+            for (int t = 0; t < n_tokens; t++) {
+                vf *sum = &sums[r * n_tokens + t];
+                *sum = vf_fma(weights, xs[t], *sum);
+            }
+        }
+    }
+}
+
+SQ_INLINE void dense_expand(load_weights *load, load_n_weights *load_n, const sq_matrix *w, uint32_t row,
+                            float *out) {
+    const uint8_t *weights = w->data + row * w->row_bytes;
+    uint32_t i = 0, n = w->n_in;
+    for (; i + W <= n; i += W) {
+        vf_store(out + i, load(weights, i));
+    }
+    if (i < n) {
+        vf_store_n(out + i, load_n(weights, i, n - i), n - i);
+    }
+    memset(out + n, 0, (sq_pad(n) - n) * sizeof *out);
+    kept_add(w, row, out);
+}
+
+/* Blocks of an f16 scale and 32 bytes: the scale multiplies the sum of its block. */
+SQ_INLINE void q8_0_dot(const sq_matrix *w, const float *x, size_t ldx, uint32_t row, int n_rows,
+                        int n_tokens, vf *sums) {
+    const uint8_t *blocks[GEMV_ROWS];
+    prefetcher ahead = prefetcher_of(w, row, n_rows, n_tokens);
+    for (int r = 0; r < n_rows; r++) {
+        blocks[r] = w->data + (row + r) * w->row_bytes;
+    }
+    for (uint32_t b = 0; b < w->n_in / 32; b++, x += 32) {
+        for (int r = 0; r < n_rows; r++, blocks[r - 1] += 34) {
+            vf weights[32 / W];
+            for (int i = 0; i < 32 / W; i++) {
+                weights[i] = vf_load_i8((const int8_t *)blocks[r] + 2 + i * W);
+            }
+            prefetch(&ahead, 34);
+            for (int t = 0; t < n_tokens; t++) {
+                vf product = weights[0] * vf_load(x + t * ldx), *sum = &sums[r * n_tokens + t];
+                for (int i = 1; i < 32 / W; i++) {
+                    product = vf_fma(weights[i], vf_load(x + t * ldx + i * W), product);
+                }
+                *sum = vf_fma(vf_set1_f16(blocks[r]), product, *sum);
+            }
+        }
+    }
+}
+
+static void q8_0_expand_row(const sq_matrix *w, uint32_t row, float *out) {
+    const uint8_t *block = w->data + row * w->row_bytes;
+    for (uint32_t b = 0; b < w->n_in / 32; b++, block += 34) {
+        for (int i = 0; i < 32; i += W) {
+            vf_store(out + 32 * b + i, vf_set1_f16(block) * vf_load_i8((const int8_t *)block + 2 + i));
+        }
+    }
+    kept_add(w, row, out);
+}
+
+#endif
