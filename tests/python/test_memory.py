@@ -146,22 +146,27 @@ def test_tuning_of_blocks_of_that_size(
 
 SIZES = {
     "13B": ({"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40,
-             "num_attention_heads": 40, "num_key_value_heads": 40}, "13015.9 M weights", 4.2),
+             "num_attention_heads": 40, "num_key_value_heads": 40}, "13015.9 M weights", {"squeezellm": 4.2, "guided": 11}),
     "70B": ({"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
-             "num_attention_heads": 64, "num_key_value_heads": 8}, "68976.6 M weights", 10),
+             "num_attention_heads": 64, "num_key_value_heads": 8}, "68976.6 M weights", {"squeezellm": 10, "guided": 45}),
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("method", ["squeezellm", "guided"])
 @pytest.mark.parametrize("name", SIZES)
 def test_plans_from_a_configuration_alone(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str,
+    method: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     changes, weights, gigabytes = SIZES[name]
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | changes))
     monkeypatch.setattr("sq_convert.memory.available_bytes", lambda _: 16 << 30)
-    said = plan(capsys, str(tmp_path), "-o", str(tmp_path / "m.sq.gguf"))
+    said = plan(capsys, str(tmp_path), "-o", str(tmp_path / "m.sq.gguf"), "--method", method)
     assert weights in said
     assert "calibration block by block; with " in said
     assert "all this is what config.json implies" in said
-    assert gigabytes / 1.5 < stated(said) / 1e9 < gigabytes
+    assert gigabytes[method] / 1.5 < stated(said) / 1e9 < gigabytes[method]
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
