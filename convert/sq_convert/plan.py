@@ -18,8 +18,8 @@ from .progress import duration, size
 from .quantize import part_bytes
 from .writer import Q8_BLOCK, Q8_BLOCK_BYTES
 
-CLUSTER_SECONDS = {2: 240e-9, 3: 330e-9, 4: 470e-9}  # per weight and thread, measured
-PLAIN_SECONDS = {2: 30e-9, 3: 40e-9, 4: 65e-9}  # per weight, of rtn and of packed checkpoints, on one thread
+CLUSTER_SECONDS = {2: 240e-9, 3: 330e-9, 4: 470e-9}  # per weight and thread; measured, but for 2 bits
+PLAIN_SECONDS = {2: 30e-9, 3: 40e-9, 4: 65e-9}  # the same of rtn and packed checkpoints, on one thread
 DISK_BYTES_PER_SECOND = 500e6
 METADATA_BYTES = 200  # per token of the vocabulary: texts, merges, tokenizer.json
 
