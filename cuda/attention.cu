@@ -6,7 +6,8 @@
  * each, with a softmax in one pass of its own for each row (Milakov and Gimelshein, arXiv 1805.02867)
  *
  * Teams are merged in shared memory, splits by the block that is through last, both in a fixed order. */
-#include "decode.cuh"
+#include "cache.cuh"
+#include "parts.cuh"
 
 namespace {
 
@@ -33,20 +34,17 @@ __device__ void head_prepare(const gpu_attention &a, const float *norm, uint32_t
 }
 
 /* Stores key and value of a token, by a warp. */
+template <sq_kv_type KV>
 __device__ void kv_store(const gpu_attention &a, uint32_t kv_head, uint32_t token, float *scratch) {
-    uint32_t lane = threadIdx.x % SQ_LANES;
     const float *qkv = a.qkv + (size_t)token * a.stride + kv_head * a.head_dim;
-    size_t at = ((size_t)kv_head * a.n_ctx + a.step->position + token) * a.pitch;
+    uint32_t position = a.step->position + token;
     head_prepare(a, a.k_norm, token, qkv + a.k_at, scratch);
-    for (uint32_t i = lane; i < a.pitch; i += SQ_LANES) {
-        a.keys[at + i] = i < a.head_dim ? (uint16_t)f16_bits(scratch[i]) : 0;
-        a.values[at + i] = i < a.head_dim ? (uint16_t)f16_bits(qkv[a.v_at + i]) : 0;
-    }
-    __syncwarp();
+    row_store<KV, true>(scratch, a.head_dim, a.pitch, key_at(a, kv_head, position));
+    row_store<KV, false>(qkv + a.v_at, a.head_dim, a.pitch, value_at(a, kv_head, position));
 }
 
 /* Of many tokens: all that precedes attention. Block (token, head), the KV heads behind the query heads. */
-__global__ void __launch_bounds__(SQ_LANES) prepare(gpu_attention a) {
+template <sq_kv_type KV> __global__ void __launch_bounds__(SQ_LANES) prepare(gpu_attention a) {
     next_kernel_start();
     previous_kernel_wait();
     uint32_t token = blockIdx.x, head = blockIdx.y;
@@ -54,52 +52,19 @@ __global__ void __launch_bounds__(SQ_LANES) prepare(gpu_attention a) {
         float *q = a.qkv + (size_t)token * a.stride + head * a.head_dim;
         head_prepare(a, a.q_norm, token, q, q);
     } else {
-        kv_store(a, head - a.n_heads, token, shared_memory<float>());
+        kv_store<KV>(a, head - a.n_heads, token, shared_memory<float>());
     }
 }
 
-/* Eight f16 of a cache's row, from component i on; zeros past its end. */
-__device__ __forceinline__ void row_load(const uint16_t *row, uint32_t pitch, uint32_t i, float x[8]) {
-    uint4 v = i < pitch ? *(const uint4 *)(row + i) : make_uint4(0, 0, 0, 0);
-#pragma unroll
-    for (int j = 0; j < 8; j++)
-        x[j] = f16_value(component(v, j / 2) >> 16 * (j % 2));
-}
-
-/* What is to be merged: the largest score, the sum of weights, and the weighted values. */
-struct merge {
-    float largest, sum;
-};
-
-/* Of n parts `stride` floats apart, each a `merge` and then [head_dim]: what each counts for, and their sum.
- */
-__device__ merge parts_merge(const float *parts, size_t stride, uint32_t n) {
-    merge all = {-INFINITY, 0};
-    for (uint32_t i = 0; i < n; i++)
-        all.largest = fmaxf(all.largest, parts[i * stride]);
-    for (uint32_t i = 0; i < n; i++)
-        if (parts[i * stride] > -INFINITY)
-            all.sum += parts[i * stride + 1] * expf(parts[i * stride] - all.largest);
-    return all;
-}
-
-__device__ float parts_value(const float *parts, size_t stride, uint32_t n, float largest,
-                             uint32_t component) {
-    float value = 0;
-    for (uint32_t i = 0; i < n; i++)
-        if (parts[i * stride] > -INFINITY)
-            value += parts[i * stride + 2 + component] * expf(parts[i * stride] - largest);
-    return value;
-}
-
 /* ROWS of a block; PARTS: of 64 components of a head. */
-template <int ROWS, int PARTS>
+template <sq_kv_type KV, int ROWS, int PARTS>
 __global__ void __launch_bounds__(N_THREADS, 4) attend(gpu_attention a, bool prepared) {
     const uint32_t width = PARTS * PART, part_floats = width + 2;
-    float *q = shared_memory<float>();        /* [ROWS, width] */
-    float *scratch = q + ROWS * width;        /* [N_WARPS, width] */
-    float *parts = scratch + N_WARPS * width; /* [N_TEAMS, ROWS, part_floats] */
-    uint32_t *last = (uint32_t *)(parts + N_TEAMS * ROWS * part_floats);
+    float *q = shared_memory<float>();                    /* [ROWS, width] */
+    float *scratch = q + ROWS * width;                    /* [N_WARPS, width] */
+    float *parts = scratch + N_WARPS * width;             /* [N_TEAMS, ROWS, part_floats] */
+    float *shares = parts + N_TEAMS * ROWS * part_floats; /* [N_WARPS, MAX_PARTS] */
+    uint32_t *flag = (uint32_t *)(shares + N_WARPS * MAX_PARTS);
     const uint32_t kv_head = blockIdx.x, split = blockIdx.y, n_group = a.n_heads / a.n_kv_heads;
     const uint32_t first_row = blockIdx.z * ROWS,
                    n_rows = min(a.n_tokens * n_group - first_row, (uint32_t)ROWS);
@@ -131,7 +96,7 @@ __global__ void __launch_bounds__(N_THREADS, 4) attend(gpu_attention a, bool pre
         }
     }
     for (uint32_t p = max(begin, position) + warp; !prepared && p < end; p += N_WARPS)
-        kv_store(a, kv_head, p - position, scratch + warp * width);
+        kv_store<KV>(a, kv_head, p - position, scratch + warp * width);
     __syncthreads();
 
     float largest[ROWS], sum[ROWS], out[ROWS][PARTS][8];
@@ -147,11 +112,11 @@ __global__ void __launch_bounds__(N_THREADS, 4) attend(gpu_attention a, bool pre
     }
     for (uint32_t first = begin; first < end; first += N_TEAMS) {
         uint32_t p = first + team;
-        const size_t at = ((size_t)kv_head * a.n_ctx + min(p, end - 1)) * a.pitch;
+        uint8_t *key = key_at(a, kv_head, min(p, end - 1)), *value = value_at(a, kv_head, min(p, end - 1));
         float score[ROWS] = {}, x[8];
 #pragma unroll
         for (int i = 0; i < PARTS; i++) {
-            row_load(a.keys + at, a.pitch, PART * i + 8 * member, x);
+            row_load<KV, true>(key, a.pitch, PART * i + 8 * member, x);
 #pragma unroll
             for (int r = 0; r < ROWS; r++)
 #pragma unroll
@@ -178,7 +143,7 @@ __global__ void __launch_bounds__(N_THREADS, 4) attend(gpu_attention a, bool pre
         }
 #pragma unroll
         for (int i = 0; i < PARTS; i++) {
-            row_load(a.values + at, a.pitch, PART * i + 8 * member, x);
+            row_load<KV, false>(value, a.pitch, PART * i + 8 * member, x);
 #pragma unroll
             for (int r = 0; r < ROWS; r++)
 #pragma unroll
@@ -199,88 +164,89 @@ __global__ void __launch_bounds__(N_THREADS, 4) attend(gpu_attention a, bool pre
     }
     __syncthreads();
 
-    /* Split s of row r of this block at partial + ((s · n_kv_heads + kv_head) · n_tokens · n_group + row) · …
-     */
-    const size_t row_floats = a.head_dim + 2, n_all_rows = (size_t)a.n_kv_heads * a.n_tokens * n_group;
-    float *rows = a.partial + ((size_t)kv_head * a.n_tokens * n_group + first_row) * row_floats;
-    const float *merged = parts;
-    size_t stride = ROWS * part_floats, row_stride = part_floats;
-    uint32_t n_parts = N_TEAMS;
-    if (gridDim.y > 1) {
-        for (uint32_t r = warp; r < n_rows; r += N_WARPS) {
-            merge all = parts_merge(parts + r * part_floats, stride, N_TEAMS);
-            float *to = rows + (split * n_all_rows + r) * row_floats;
-            for (uint32_t i = lane; i < a.head_dim; i += SQ_LANES)
-                to[2 + i] = parts_value(parts + r * part_floats, stride, N_TEAMS, all.largest, i);
-            if (lane == 0) {
-                to[0] = all.largest;
-                to[1] = all.sum;
-            }
-        }
-        __threadfence();
-        __syncthreads();
-        if (threadIdx.x == 0)
-            *last = atomicInc(a.arrivals + kv_head * gridDim.z + blockIdx.z, gridDim.y - 1) == gridDim.y - 1;
-        __syncthreads();
-        if (!*last)
-            return;
-        __threadfence();
-        merged = rows;
-        stride = n_all_rows * row_floats;
-        row_stride = row_floats;
-        n_parts = gridDim.y;
+    shares += warp * MAX_PARTS;
+    if (gridDim.y == 1) {
+        for (uint32_t r = warp; r < n_rows; r += N_WARPS)
+            row_finish(a, kv_head, first_row + r,
+                       {parts + r * part_floats, ROWS * part_floats, N_TEAMS, shares});
+        return;
     }
     for (uint32_t r = warp; r < n_rows; r += N_WARPS) {
-        merge all = parts_merge(merged + r * row_stride, stride, n_parts);
-        uint32_t token = (first_row + r) / n_group, head = kv_head * n_group + (first_row + r) % n_group;
+        row_parts mine = {parts + r * part_floats, ROWS * part_floats, N_TEAMS, shares};
+        float *to = split_part(a, split, kv_head, first_row + r);
+        float2 all = mine.merge();
         for (uint32_t i = lane; i < a.head_dim; i += SQ_LANES)
-            operand_store(a.out, token, head * a.head_dim + i,
-                          parts_value(merged + r * row_stride, stride, n_parts, all.largest, i) / all.sum);
+            to[2 + i] = mine.value(i);
+        if (lane == 0) {
+            to[0] = all.x;
+            to[1] = all.y;
+        }
+        __syncwarp();
     }
+    if (splits_complete(a, kv_head, blockIdx.z, flag))
+        for (uint32_t r = warp; r < n_rows; r += N_WARPS)
+            row_finish(a, kv_head, first_row + r,
+                       {split_part(a, 0, kv_head, first_row + r), split_stride(a), gridDim.y, shares});
 }
 
 using attend_kernel = void (*)(gpu_attention, bool);
 
 struct variant {
-    attend_kernel kernel;
+    attend_kernel attend;
     uint32_t n_rows, width;
+    void (*prepare)(gpu_attention);
 };
 
+template <sq_kv_type KV, int ROWS, int PARTS> variant variant_with() {
+    return {attend<KV, ROWS, PARTS>, ROWS, PARTS * PART, prepare<KV>};
+}
+
 /* The smallest that holds the head; fewer rows where there are not more, or registers would not do. */
-variant variant_of(uint32_t head_dim, uint32_t n_rows) {
+template <sq_kv_type KV> variant variant_of(uint32_t head_dim, uint32_t n_rows) {
     uint32_t n_parts = (head_dim + PART - 1) / PART;
     if (n_parts <= 1)
-        return n_rows == 1 ? variant{attend<1, 1>, 1, PART} : variant{attend<4, 1>, 4, PART};
+        return n_rows == 1 ? variant_with<KV, 1, 1>() : variant_with<KV, 4, 1>();
     if (n_parts <= 2)
-        return n_rows == 1 ? variant{attend<1, 2>, 1, 2 * PART} : variant{attend<4, 2>, 4, 2 * PART};
-    return n_rows == 1 ? variant{attend<1, 4>, 1, 4 * PART} : variant{attend<2, 4>, 2, 4 * PART};
+        return n_rows == 1 ? variant_with<KV, 1, 2>() : variant_with<KV, 4, 2>();
+    return n_rows == 1 ? variant_with<KV, 1, 4>() : variant_with<KV, 2, 4>();
+}
+
+variant variant_of(sq_kv_type kv, uint32_t head_dim, uint32_t n_rows) {
+    return kv == SQ_KV_F16   ? variant_of<SQ_KV_F16>(head_dim, n_rows)
+           : kv == SQ_KV_F32 ? variant_of<SQ_KV_F32>(head_dim, n_rows)
+                             : variant_of<SQ_KV_Q8>(head_dim, n_rows);
+}
+
+/* Of the positions, so that blocks fill the card. */
+uint32_t splits_of(const gpu_card *card, uint32_t n_blocks) {
+    uint32_t n = gpu_attention_blocks(card) / n_blocks;
+    return n < 1 ? 1 : n > MAX_PARTS ? (uint32_t)MAX_PARTS : n;
 }
 
 } // namespace
 
-uint32_t gpu_attention_splits(const gpu_card *card, uint32_t n_kv_heads) {
-    uint32_t n = 2 * card->n_processors / n_kv_heads;
-    return n < 1 ? 1 : n > 32 ? 32 : n;
-}
-
 cudaError_t gpu_attention_prepare(const gpu_card *card) {
-    cudaError_t result = gpu_kernel_prepare(prepare, card);
-    for (uint32_t head_dim : {1u * PART, 2u * PART, 4u * PART})
-        for (uint32_t n_rows : {1u, 4u})
-            if (!result)
-                result = gpu_kernel_prepare(variant_of(head_dim, n_rows).kernel, card);
+    cudaError_t result = cudaSuccess;
+    for (sq_kv_type kv : {SQ_KV_F16, SQ_KV_F32, SQ_KV_Q8})
+        for (uint32_t head_dim : {1u * PART, 2u * PART, 4u * PART})
+            for (uint32_t n_rows : {1u, 4u}) {
+                variant v = variant_of(kv, head_dim, n_rows);
+                result = result ? result : gpu_kernel_prepare(v.attend, card);
+                result = result ? result : gpu_kernel_prepare(v.prepare, card);
+            }
     return result;
 }
 
 void gpu_attend(gpu_launch *l, const gpu_attention *a) {
     bool many = a->n_tokens > GPU_FEW_TOKENS;
     uint32_t n_rows = a->n_tokens * (a->n_heads / a->n_kv_heads);
-    variant v = variant_of(a->head_dim, n_rows);
-    size_t part_floats = v.width + 2;
-    size_t floats = (v.n_rows + N_WARPS) * v.width + N_TEAMS * v.n_rows * part_floats + 1;
+    variant v = variant_of(a->kv, a->head_dim, n_rows);
+    size_t floats =
+        (v.n_rows + N_WARPS) * v.width + N_TEAMS * v.n_rows * (v.width + 2) + N_WARPS * MAX_PARTS + 1;
+    uint32_t n_row_blocks = (n_rows + v.n_rows - 1) / v.n_rows;
     if (many)
-        gpu_run(l, prepare, dim3(a->n_tokens, a->n_heads + a->n_kv_heads), dim3(SQ_LANES),
+        gpu_run(l, v.prepare, dim3(a->n_tokens, a->n_heads + a->n_kv_heads), dim3(SQ_LANES),
                 v.width * sizeof(float), *a);
-    gpu_run(l, v.kernel, dim3(a->n_kv_heads, many ? 1 : a->n_splits, (n_rows + v.n_rows - 1) / v.n_rows),
+    gpu_run(l, v.attend, dim3(a->n_kv_heads, splits_of(l->card, a->n_kv_heads * n_row_blocks), n_row_blocks),
             dim3(N_THREADS), floats * sizeof(float), *a, many);
 }

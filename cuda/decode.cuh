@@ -217,4 +217,11 @@ static __device__ __forceinline__ float lanes_sum(float x, int n) {
     return x;
 }
 
+/* The same of the largest. */
+static __device__ __forceinline__ float lanes_max(float x, int n) {
+    for (int i = n / 2; i > 0; i /= 2)
+        x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, i));
+    return x;
+}
+
 #endif

@@ -130,10 +130,10 @@ static sq_status check(const sq_model *m, uint32_t first_layer, sq_error *error)
     return status;
 }
 
-static uint64_t session_bytes(const sq_model *model, uint32_t first_layer, uint32_t n_ctx, sq_kv_type) {
+static uint64_t session_bytes(const sq_model *model, uint32_t first_layer, uint32_t n_ctx, sq_kv_type kv) {
     gpu_card card;
     return gpu_card_open(&card, NULL, NULL) ? UINT64_MAX
-                                            : gpu_session_bytes(model, first_layer, &card, n_ctx);
+                                            : gpu_session_bytes(model, first_layer, &card, n_ctx, kv);
 }
 
 static sq_status device_create(sq_device *d, sq_error *error) {

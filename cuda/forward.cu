@@ -87,10 +87,13 @@ static void layer_attend(sq_device_session *s, gpu_launch *l, uint32_t index, co
     a.stride = s->qkv_stride;
     a.k_at = gpu_padded(h->n_heads * h->head_dim);
     a.v_at = a.k_at + gpu_padded(h->n_kv_heads * h->head_dim);
-    a.keys = s->cache + (index - d->first_layer) * 2 * s->cache_layer;
-    a.values = a.keys + s->cache_layer;
+    a.kv = s->kv;
+    a.keys = s->cache + (index - d->first_layer) * (s->cache_keys + s->cache_values);
+    a.values = a.keys + s->cache_keys;
     a.n_ctx = s->n_ctx;
-    a.pitch = s->pitch;
+    a.pitch = gpu_row_pitch(h->head_dim);
+    a.key_bytes = s->key_bytes;
+    a.value_bytes = s->value_bytes;
     a.n_heads = h->n_heads;
     a.n_kv_heads = h->n_kv_heads;
     a.head_dim = h->head_dim;
@@ -106,7 +109,6 @@ static void layer_attend(sq_device_session *s, gpu_launch *l, uint32_t index, co
     a.out = s->attended;
     a.partial = s->partial;
     a.arrivals = s->arrivals;
-    a.n_splits = s->n_splits;
     a.n_tokens = n_tokens;
     gpu_attend(l, &a);
 }

@@ -200,32 +200,45 @@ void gpu_argmax(gpu_launch *l, const float *logits, uint32_t stride, uint32_t n,
 
 /* ---- attention --------------------------------------------------------------------------------- */
 
-/* One layer's cache: keys, then values, f16 [n_kv_heads, n_ctx, pitch], pitch = head_dim to a multiple of 8.
- */
+/* Elements of a cache's row: whole groups of keys. */
+static inline uint32_t gpu_row_pitch(uint32_t head_dim) {
+    return (uint32_t)gpu_round_up(head_dim, SQ_KEY_GROUP);
+}
+/* Bytes of a key's row, or a value's: elements, then Q8's scales, to a multiple of 16. */
+static inline uint32_t gpu_row_bytes(sq_kv_type kv, uint32_t head_dim, bool key) {
+    uint32_t pitch = gpu_row_pitch(head_dim);
+    if (kv != SQ_KV_Q8)
+        return pitch * (kv == SQ_KV_F32 ? 4 : 2);
+    return (uint32_t)gpu_round_up(pitch + sizeof(float) * (key ? pitch / SQ_KEY_GROUP : 1), 16);
+}
+
 typedef struct gpu_attention {
     const gpu_step *step;
     float *qkv; /* [n_tokens, stride]: q at 0, k and v at k_at and v_at */
     uint32_t stride, k_at, v_at;
-    uint16_t *keys, *values;
-    uint32_t n_ctx, pitch;
+    sq_kv_type kv;
+    uint8_t *keys, *values; /* of this layer: rows [n_kv_heads, n_ctx] of key_bytes and of value_bytes */
+    uint32_t n_ctx, pitch, key_bytes, value_bytes;
     uint32_t n_heads, n_kv_heads, head_dim, n_rot, window;
     float scale, cap, eps;
     const float *q_norm, *k_norm; /* [head_dim], or NULL */
     const float2 *angles;         /* [n_tokens, n_rot / 2], or NULL: no rotation */
     gpu_operand out;              /* [n_heads · head_dim] */
-    float *partial;               /* [n_splits, GPU_FEW_TOKENS · n_heads, head_dim + 2] */
-    uint32_t *arrivals;           /* [GPU_FEW_TOKENS · n_heads]; zero, and zero again afterwards */
-    uint32_t n_splits;
+    float *partial;               /* [gpu_attention_blocks, GPU_ATTENTION_ROWS, head_dim + 2] */
+    uint32_t *arrivals;           /* [gpu_attention_blocks]; zero, and zero again afterwards */
     uint32_t n_tokens;
 } gpu_attention;
 
-enum { GPU_HEAD_DIM = 256 }; /* at most */
+enum { GPU_HEAD_DIM = 256, GPU_ATTENTION_ROWS = 64 }; /* at most: of a head, and rows of a block */
+
+/* Blocks that fill the card: the positions are split where there would be fewer. */
+static inline uint32_t gpu_attention_blocks(const gpu_card *card) {
+    return 2 * (uint32_t)card->n_processors;
+}
 
 /* As gpu_gemv_prepare. */
 cudaError_t gpu_attention_prepare(const gpu_card *card);
 /* Norms and rotates q and k, stores k and v, and attends. */
 void gpu_attend(gpu_launch *l, const gpu_attention *a);
-/* Splits of the cache that fill the card. */
-uint32_t gpu_attention_splits(const gpu_card *card, uint32_t n_kv_heads);
 
 #endif

@@ -21,6 +21,13 @@ static __device__ __forceinline__ uint32_t f16_bits(float f) {
     return __half_as_ushort(__float2half_rn(f));
 }
 
+/* The same of two, side by side. */
+static __device__ __forceinline__ uint32_t f16x2_bits(float low, float high) {
+    uint32_t d;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
+    return d;
+}
+
 /* a - b, two f16 side by side */
 static __device__ __forceinline__ uint32_t f16x2_sub(uint32_t a, uint32_t b) {
     uint32_t d;
@@ -39,6 +46,22 @@ static __device__ __forceinline__ void mma_f16(float c[4], const uint32_t a[4], 
         "{%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+/* Four matrices of 8 rows of 8 f16 from shared memory, by a warp: lane 8i + r brings the address of row r of
+ * matrix i, 16 bytes aligned. With g = lane / 4 and q = lane % 4 a lane receives, of each, elements [g, 2q…],
+ * or transposed [2q…, g] (PTX ISA, ldmatrix). */
+static __device__ __forceinline__ void matrices_load(uint32_t m[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+                 : "r"((uint32_t)__cvta_generic_to_shared(row))
+                 : "memory");
+}
+static __device__ __forceinline__ void matrices_load_transposed(uint32_t m[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+                 : "r"((uint32_t)__cvta_generic_to_shared(row))
+                 : "memory");
 }
 
 /* Of what is read once: it need not stay in the L1 cache. */

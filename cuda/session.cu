@@ -36,14 +36,15 @@ void layout(sq_device_session *s, const sq_model *m, uint32_t first_layer, const
     bool apart = false;
     for (uint32_t i = first_layer; i < h->n_layers; i++)
         apart |= is_apart(&m->layers[i]);
-    s->pitch = (uint32_t)gpu_round_up(h->head_dim, 8);
-    s->n_splits = gpu_attention_splits(card, h->n_kv_heads);
+    s->key_bytes = gpu_row_bytes(s->kv, h->head_dim, true);
+    s->value_bytes = gpu_row_bytes(s->kv, h->head_dim, false);
     s->x_stride = gpu_padded(h->n_embd);
     s->qkv_stride = gpu_padded(n_q) + 2 * gpu_padded(n_kv);
     s->ff_stride = gpu_padded(h->n_ff);
     s->logits_stride = gpu_padded(h->n_vocab);
-    s->cache_layer = (size_t)h->n_kv_heads * s->n_ctx * s->pitch;
-    s->cache = a->take<uint16_t>((h->n_layers - first_layer) * 2 * (uint64_t)s->cache_layer);
+    s->cache_keys = (size_t)h->n_kv_heads * s->n_ctx * s->key_bytes;
+    s->cache_values = (size_t)h->n_kv_heads * s->n_ctx * s->value_bytes;
+    s->cache = a->take<uint8_t>((h->n_layers - first_layer) * (uint64_t)(s->cache_keys + s->cache_values));
     s->step = a->take<gpu_step>(1);
     s->given = first_layer ? a->take<float>((uint64_t)GPU_RUN_TOKENS * h->n_embd) : nullptr;
     s->x = a->take<float>((uint64_t)GPU_RUN_TOKENS * s->x_stride);
@@ -60,24 +61,26 @@ void layout(sq_device_session *s, const sq_model *m, uint32_t first_layer, const
         s->token_embd = a->operand(h->n_token_embd);
     s->logits = a->take<float>((uint64_t)GPU_LOGITS * s->logits_stride);
     s->greedy = a->take<sq_token>(GPU_LOGITS);
-    s->partial = a->take<float>((uint64_t)s->n_splits * GPU_FEW_TOKENS * h->n_heads * (h->head_dim + 2));
-    s->arrivals = a->take<uint32_t>((uint64_t)GPU_FEW_TOKENS * h->n_heads);
+    s->partial =
+        a->take<float>((uint64_t)gpu_attention_blocks(card) * GPU_ATTENTION_ROWS * (h->head_dim + 2));
+    s->arrivals = a->take<uint32_t>(gpu_attention_blocks(card));
 }
 
 } // namespace
 
-uint64_t gpu_session_bytes(const sq_model *model, uint32_t first_layer, const gpu_card *card,
-                           uint32_t n_ctx) {
+uint64_t gpu_session_bytes(const sq_model *model, uint32_t first_layer, const gpu_card *card, uint32_t n_ctx,
+                           sq_kv_type kv) {
     sq_device_session s = {};
     arena counter = {};
     s.n_ctx = n_ctx;
+    s.kv = kv;
     layout(&s, model, first_layer, card, &counter);
     return counter.used;
 }
 
 static sq_status memory_create(sq_device_session *s, sq_error *error) {
     sq_device *d = s->device;
-    uint64_t n_bytes = gpu_session_bytes(d->model, d->first_layer, &d->card, s->n_ctx);
+    uint64_t n_bytes = gpu_session_bytes(d->model, d->first_layer, &d->card, s->n_ctx, s->kv);
     if (cudaMalloc((uint8_t **)&s->memory, n_bytes) ||
         cudaMallocHost((uint8_t **)&s->host, sizeof *s->host + GPU_RUN_TOKENS * sizeof *s->host_greedy)) {
         cudaGetLastError();
@@ -99,14 +102,12 @@ static sq_status memory_create(sq_device_session *s, sq_error *error) {
 sq_status gpu_session_create(sq_device *device, uint32_t n_ctx, sq_kv_type kv, sq_device_session **out,
                              sq_error *error) {
     *out = NULL;
-    if (kv != SQ_KV_F16)
-        return gpu_fail(error, SQ_ERROR_UNSUPPORTED,
-                        "the GPU keeps its KV cache in f16 alone; leave --kv out, or run on the CPU");
     sq_device_session *s = new (std::nothrow) sq_device_session();
     if (!s)
         return gpu_fail(error, SQ_ERROR_MEMORY, "no memory for a session");
     s->device = device;
     s->n_ctx = n_ctx;
+    s->kv = kv;
     sq_status status = gpu_check(cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking),
                                  "creating a CUDA stream", error);
     if (!status)

@@ -10,6 +10,7 @@ enum { GPU_LOGITS = 64 };
 struct sq_device_session {
     sq_device *device;
     uint32_t n_ctx;
+    sq_kv_type kv;
     cudaStream_t stream;
     void *memory;   /* all that follows on the device, in one piece */
     gpu_step *host; /* pinned, and greedy behind it */
@@ -27,9 +28,9 @@ struct sq_device_session {
     sq_token *greedy;
     float *partial;
     uint32_t *arrivals;
-    uint16_t *cache; /* [n_layers - first_layer, 2, n_kv_heads, n_ctx, pitch] */
-    uint32_t x_stride, qkv_stride, ff_stride, logits_stride, pitch, n_splits;
-    size_t cache_layer; /* elements of a layer's keys, and of its values */
+    uint8_t *cache; /* of each layer from first_layer on rows [n_kv_heads, n_ctx] of keys, then of values */
+    uint32_t x_stride, qkv_stride, ff_stride, logits_stride, key_bytes, value_bytes;
+    size_t cache_keys, cache_values; /* bytes of a layer's */
 
     /* Of the last run: its tokens, those with logits, and which of these lie in `logits`. */
     uint32_t n_tokens, n_logits, logits_first, logits_n;
@@ -46,7 +47,8 @@ sq_status gpu_session_run(sq_device_session *session, const sq_device_job *job, 
 sq_status gpu_session_read_logits(sq_device_session *session, uint32_t first, uint32_t n, float *logits,
                                   sq_error *error);
 
-uint64_t gpu_session_bytes(const sq_model *model, uint32_t first_layer, const gpu_card *card, uint32_t n_ctx);
+uint64_t gpu_session_bytes(const sq_model *model, uint32_t first_layer, const gpu_card *card, uint32_t n_ctx,
+                           sq_kv_type kv);
 
 /* forward.cu: launches for the run that s->step describes, up to the last norm. */
 void gpu_forward(sq_device_session *s, gpu_launch *l, uint32_t n_tokens);

@@ -68,8 +68,11 @@ typedef struct sq_model_options {
      * (or NULL), there where it can be, else on the CPU, and sq_model_info says why. */
     const char *device;
     /* How many layers the GPU gets, counted from the last; with them the final norm and the head. The CPU
-     * runs the others. 0: as many as its free memory holds, beside a session of default length. */
+     * runs the others. 0: as many as its free memory holds, beside a session of n_ctx tokens and a KV cache
+     * of type `kv`, which are as in sq_session_options. */
     uint32_t gpu_layers;
+    uint32_t n_ctx;
+    const char *kv;
 } sq_model_options;
 
 /* Maps and checks the file. `options` may be NULL. The weights stay in the page cache and are read

@@ -43,6 +43,8 @@ class Session:
         device_name = ffi.NULL if device is None else ffi.new("char[]", device.encode())
         options = ffi.new("sq_model_options *", {"cpu": cpu_name, "exact": exact, "device": device_name})
         options.gpu_layers = _count("gpu_layers", gpu_layers)
+        options.n_ctx = _count("ctx", ctx)
+        options.kv = kv_name
         model = ffi.new("sq_model **")
         check(lib.sq_model_open(os.fsencode(path), options, model, error), error)
         self._model: Any = ffi.gc(model[0], lib.sq_model_close)

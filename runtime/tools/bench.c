@@ -507,6 +507,7 @@ int main(int argc, char **argv) {
         return code;
     }
     tool_ignore_closed_pipes();
+    model_options.kv = b.kv;
     sq_model *model;
     sq_error error;
     if (!tool_check(tool_name, sq_model_open(b.path, &model_options, &model, &error), &error)) {

@@ -473,6 +473,8 @@ int main(int argc, char **argv) {
         code = 2;
     }
     s.protocol = s.protocol ? s.protocol : gptq.name;
+    s.model.n_ctx = s.session.n_ctx;
+    s.model.kv = s.session.kv;
     evaluation *all = memory_resize(NULL, n, sizeof *all);
     for (size_t i = 0; i < n; i++) {
         all[i] = (evaluation){

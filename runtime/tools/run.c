@@ -209,6 +209,8 @@ int main(int argc, char **argv) {
         return code;
     }
     tool_ignore_closed_pipes();
+    a.model.n_ctx = a.session.n_ctx;
+    a.model.kv = a.session.kv;
     sq_model *model;
     sq_error error;
     if (!tool_check(tool_name, sq_model_open(path, &a.model, &model, &error), &error)) {

@@ -49,8 +49,8 @@ static uint64_t model_bytes(const sq_model *model, uint32_t first_layer) {
 }
 
 static uint64_t session_bytes(const sq_model *model, uint32_t first_layer, uint32_t n_ctx, sq_kv_type kv) {
-    (void)model, (void)first_layer, (void)kv;
-    return (uint64_t)n_ctx * FAKE_TOKEN_BYTES;
+    (void)model, (void)first_layer;
+    return (uint64_t)n_ctx * FAKE_TOKEN_BYTES * (kv == SQ_KV_F32 ? 2 : 1);
 }
 
 static sq_status device_open(const sq_model *model, uint32_t first_layer, sq_device **device,

@@ -5,7 +5,10 @@
 
 #include "device.h"
 
-enum { FAKE_LAYER_BYTES = 1000, FAKE_TOKEN_BYTES = 10 }; /* what a layer takes, and a token of a session */
+enum {
+    FAKE_LAYER_BYTES = 1000,
+    FAKE_TOKEN_BYTES = 10
+}; /* of a layer; of a session's token, twice that in f32 */
 
 typedef struct fake_device {
     uint32_t version, run_tokens;

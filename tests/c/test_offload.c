@@ -231,6 +231,8 @@ static void test_wrong_options(void) {
     CHECK_FAILS(model_open(&f, "gpu", 0), &f.error, SQ_ERROR_ARGUMENT, "\"gpu\"");
     CHECK_FAILS(model_open(&f, "auto", TINY_LAYERS + 1), &f.error, SQ_ERROR_ARGUMENT, "at most 2");
     CHECK(f.model == NULL);
+    CHECK_FAILS(sq_model_open_memory(f.file, f.n_bytes, &(sq_model_options){.kv = "q4"}, &f.model, &f.error),
+                &f.error, SQ_ERROR_ARGUMENT, "\"q4\"");
     free(f.file);
 }
 
@@ -240,11 +242,16 @@ static void test_layers_that_fit(void) {
     const struct {
         uint64_t n_bytes;
         uint32_t first_able, n_layers;
+        uint32_t n_ctx;
+        const char *kv;
     } cases[] = {
-        {session + 2 * FAKE_LAYER_BYTES, 0, 2},
-        {session + 2 * FAKE_LAYER_BYTES - 1, 0, 1},
-        {session + FAKE_LAYER_BYTES, 0, 1},
-        {session + 2 * FAKE_LAYER_BYTES, 1, 1},
+        {session + 2 * FAKE_LAYER_BYTES, 0, 2, 0, NULL},
+        {session + 2 * FAKE_LAYER_BYTES - 1, 0, 1, 0, NULL},
+        {session + FAKE_LAYER_BYTES, 0, 1, 0, NULL},
+        {session + 2 * FAKE_LAYER_BYTES, 1, 1, 0, NULL},
+        {session / 2 + 2 * FAKE_LAYER_BYTES, 0, 2, TINY_CTX / 2, "q8"},
+        {session + 2 * FAKE_LAYER_BYTES, 0, 2, TINY_CTX / 2, "f32"},
+        {2 * session + 2 * FAKE_LAYER_BYTES - 1, 0, 1, 0, "f32"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         fixture f;
@@ -253,7 +260,8 @@ static void test_layers_that_fit(void) {
         fake->n_bytes_free = cases[i].n_bytes;
         fake->first_able = cases[i].first_able;
         file_create(&f, TINY_LLAMA);
-        CHECK_OK(model_open(&f, "auto", 0), &f.error);
+        sq_model_options options = {.n_ctx = cases[i].n_ctx, .kv = cases[i].kv};
+        CHECK_OK(sq_model_open_memory(f.file, f.n_bytes, &options, &f.model, &f.error), &f.error);
         sq_model_get_info(f.model, &info);
         CHECK_EQ(info.gpu_layers, cases[i].n_layers);
         fixture_close(&f);

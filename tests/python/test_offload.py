@@ -46,14 +46,14 @@ def test_answers_are_the_cpus(sq_run: str, stories4: Path, emulated: Path, n_lay
     assert output(sq_run, stories4, *RUN, "--temp", 0, "--lookup", *options, plugin=emulated) == expected
 
 
-@pytest.mark.parametrize("n_layers", [2, N_LAYERS])
+@pytest.mark.parametrize(("n_layers", "kv"), [(2, "f32"), (N_LAYERS, "f16"), (N_LAYERS, "q8")])
 def test_probabilities_are_the_cpus(
-    sq_eval: str, stories4: Path, emulated: Path, tmp_path: Path, n_layers: int
+    sq_eval: str, stories4: Path, emulated: Path, tmp_path: Path, n_layers: int, kv: str
 ) -> None:
     text, saved = tmp_path / "text", tmp_path / "reference"
     text.write_text((ROOT / "README.md").read_text()[:150])
-    output(sq_eval, stories4, text, "--device", "cpu", "--exact", "--save-reference", saved)
-    options = ("--device", "cuda", "--gpu-layers", n_layers, "--exact", "--json")
+    output(sq_eval, stories4, text, "--device", "cpu", "--exact", "--kv", kv, "--save-reference", saved)
+    options = ("--device", "cuda", "--gpu-layers", n_layers, "--exact", "--kv", kv, "--json")
     found = json.loads(output(sq_eval, stories4, saved, *options, plugin=emulated))
     assert found["gpu_layers"] == n_layers
     assert found["n_predicted"] > 50

@@ -44,6 +44,9 @@ struct alignas(8) float2 {
 struct alignas(16) float4 {
     float x, y, z, w;
 };
+inline float2 make_float2(float x, float y) {
+    return {x, y};
+}
 inline uint2 make_uint2(uint32_t x, uint32_t y) {
     return {x, y};
 }
@@ -88,6 +91,9 @@ inline unsigned atomicInc(unsigned *address, unsigned limit) {
 }
 inline float __fdividef(float a, float b) {
     return a / b;
+}
+inline float __fmul_rn(float a, float b) {
+    return a * b;
 }
 inline float __expf(float a) {
     return expf(a);

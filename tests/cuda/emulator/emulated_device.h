@@ -15,6 +15,9 @@ inline float f16_value(uint32_t bits) {
 inline uint32_t f16_bits(float f) {
     return sq_f32_to_f16(f);
 }
+inline uint32_t f16x2_bits(float low, float high) {
+    return f16_bits(low) | f16_bits(high) << 16;
+}
 inline uint32_t f16x2_sub(uint32_t a, uint32_t b) {
     return f16_bits(f16_value(a) - f16_value(b)) | f16_bits(f16_value(a >> 16) - f16_value(b >> 16)) << 16;
 }
@@ -43,6 +46,28 @@ inline void mma_f16(float c[4], const uint32_t a[4], const uint32_t b[2]) {
                 }
             }
         }
+}
+/* Element [r, c] of matrix i, of whose rows each lane brings one. */
+inline uint16_t emulated_element(const uint8_t *slots, size_t stride, unsigned i, unsigned r, unsigned c) {
+    const uint16_t *row;
+    memcpy(&row, slots + (8 * i + r) * stride, sizeof row);
+    return row[c];
+}
+inline void matrices_load(uint32_t m[4], const void *row) {
+    size_t stride;
+    const uint8_t *slots = emulated_exchange(&row, sizeof row, &stride);
+    unsigned g = emulated_lane() / 4, q = emulated_lane() % 4;
+    for (unsigned i = 0; i < 4; i++)
+        m[i] = emulated_element(slots, stride, i, g, 2 * q) |
+               (uint32_t)emulated_element(slots, stride, i, g, 2 * q + 1) << 16;
+}
+inline void matrices_load_transposed(uint32_t m[4], const void *row) {
+    size_t stride;
+    const uint8_t *slots = emulated_exchange(&row, sizeof row, &stride);
+    unsigned g = emulated_lane() / 4, q = emulated_lane() % 4;
+    for (unsigned i = 0; i < 4; i++)
+        m[i] = emulated_element(slots, stride, i, 2 * q, g) |
+               (uint32_t)emulated_element(slots, stride, i, 2 * q + 1, g) << 16;
 }
 inline uint4 load_once(const uint4 *p) {
     return *p;
