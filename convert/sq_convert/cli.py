@@ -155,6 +155,11 @@ def _parser() -> argparse.ArgumentParser:
         choices=(8, 16),
         help="embedding and head in Q8_0 or F16 (8; with --bits 16: 16)",
     )
+    add(
+        "--keep-work",
+        action="store_true",
+        help="keep the folder OUT.work: another --bits, --outliers, --bpw or --tune then calibrates no more",
+    )
     add("--dry-run", action="store_true", help="print sizes, memory and time; convert nothing")
     add(
         "--dequantize",
@@ -220,6 +225,7 @@ def _options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Optio
         bpw=args.bpw,
         plan=args.plan if args.bpw is None else None,
         plan_out=args.plan if args.bpw is not None else None,
+        keep_work=args.keep_work,
     )
     if options.config and not options.packed:
         raise UsageError("--config belongs to a packed checkpoint (sq-*.pt); other models have their own.")

@@ -37,6 +37,7 @@ class Options:
     bpw: float | None = None  # bits a weight, shared out among the matrices
     plan: Path | None = None  # how they are shared out already
     plan_out: Path | None = None  # where to write how
+    keep_work: bool = False  # for another conversion of the same model
 
     @property
     def quantizes(self) -> bool:

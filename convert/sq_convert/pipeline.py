@@ -104,7 +104,8 @@ def convert(options: Options, progress: Progress) -> None:
         if options.tune:
             _tune(job)
         _write(job)
-    job.work.remove()
+    if not options.keep_work:
+        job.work.remove()
     progress.say(_summary(job, time.monotonic() - start))
 
 

@@ -330,6 +330,16 @@ def test_a_killed_conversion_goes_on_and_gives_the_same_bytes(
     assert [path.name for path in tmp_path.iterdir()] == ["m.sq.gguf"]
 
 
+def test_kept_work_serves_other_bits(
+    stories: Path, reference: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "m.sq.gguf"
+    sq_convert(stories, out, *CALIBRATION, "--bits", "3", "--keep-work")
+    assert sq_convert(stories, out, *CALIBRATION) == reference
+    assert "calibrate: done already." in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["m.sq.gguf"]
+
+
 def test_a_killed_conversion_by_the_original_method_goes_on(
     stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +58,11 @@ class Quality:
         if self.result(row):
             return
         print(f"{row.name}: quantizing", flush=True)
-        start = time.monotonic()
         file, bits = self.ours(row) if row.options else self.peer(row)
-        seconds = time.monotonic() - start
         print(f"{row.name}: measuring", flush=True)
         found = json.loads(run(SCRIPTS / "sq-eval", file, self.reference, "--exact", "--json"))
         file.unlink()
-        found |= {"name": row.name, "commands": self.commands(row), "quantize_seconds": seconds}
+        found |= {"name": row.name, "commands": self.commands(row)}
         found["bits_per_weight"] = bits or found["bits_per_weight"]
         self.result_file(row).write_text(json.dumps(found, indent=1))
 
@@ -81,8 +78,8 @@ class Quality:
         return [*row.options, "--head-bits", 16, "--calibration", self.calibration, *samples]
 
     def ours(self, row: Row) -> tuple[Path, None]:
-        out = self.work / f"{row.name}.sq.gguf"
-        run(SCRIPTS / "sq-convert", self.model, "-o", out, *self.convert_words(row))
+        out = self.work / "ours.sq.gguf"  # for every row, which shares what the ones before have left
+        run(SCRIPTS / "sq-convert", self.model, "-o", out, "--keep-work", *self.convert_words(row))
         return out, None
 
     def peer(self, row: Row) -> tuple[Path, float]:

@@ -27,7 +27,7 @@ def _guided(bits: int, outliers: float, tune: int) -> tuple[str, ...]:
     return ("--method", "guided", "--bits", str(bits), "--outliers", f"{outliers:g}", *steps)
 
 
-ROWS = [
+ROWS = [  # what can use what the row before has left follows it
     *(
         Row(f"squeezellm-{bits}-{outliers + sensitive:g}", _squeezellm(bits, outliers, sensitive))
         for bits in (3, 4)
@@ -35,9 +35,10 @@ ROWS = [
     ),
     *(
         Row(f"guided-{bits}-{outliers:g}" + "-tuned" * (tune > 0), _guided(bits, outliers, tune))
-        for tune in (0, 100)
         for bits, outliers in ((3, 0), (3, 0.5), (4, 0), (4, 0.5), (4, 1))
+        for tune in (0, 100)
     ),
+    *(Row(f"bpw-{bpw}", ("--bpw", bpw)) for bpw in ("3.5", "4.0", "4.5")),
     # 576 inputs are no multiple of 256: most matrices of the K types and IQ3 fall back to a larger type.
     *map(Row, ("Q4_0", "IQ4_NL", "IQ4_XS", "Q3_K_M", "Q4_K_M", "IQ3_S", "IQ3_XXS")),
 ]
