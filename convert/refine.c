@@ -8,13 +8,15 @@
 #include "f16.h"
 #include "rows.h"
 
-/* GROUP rows share each part of H that is read. Of COLUMNS at a time the errors are settled before the other
- * columns hear of them. Of the rows of H TERMS are added at a time, in stretches that stay in the cache. */
-enum { GROUP = 8, COLUMNS = 64, TERMS = 8, STRETCH = 256, MAX_ENTRIES = 16 };
+/* GROUP rows share each part of H that is read; TILE_ROWS of them share it in registers. Of the columns of a
+ * tile the errors are settled before the other columns hear of them. */
+enum { GROUP = 24, TILE_ROWS = 6, COLUMNS = SQ_REFINE_TILE_ROWS, WIDTH = SQ_REFINE_TILE_COLUMNS };
+enum { MAX_ENTRIES = 16, SUM_ROWS = 4, PANELS = COLUMNS / WIDTH };
 
 enum { ROUNDINGS = 3, DESCENTS = 3, SWEEPS = 4 };
 
 _Static_assert(SQ_REFINE_OBJECTIVES == 1 + 2 * (ROUNDINGS + DESCENTS), "one before, two after each");
+_Static_assert(GROUP % TILE_ROWS == 0 && GROUP % SUM_ROWS == 0 && COLUMNS % WIDTH == 0, "tiles are whole");
 
 /* Element by element, without a sum across them: vectors of any width give the same. */
 #if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__SANITIZE_ADDRESS__)
@@ -22,6 +24,8 @@ _Static_assert(SQ_REFINE_OBJECTIVES == 1 + 2 * (ROUNDINGS + DESCENTS), "one befo
 #else
 #define WIDE
 #endif
+
+typedef float lanes __attribute__((vector_size(WIDTH * sizeof(float)), aligned(sizeof(float)), may_alias));
 
 typedef struct job {
     const float *values, *hessian, *factor;
@@ -32,7 +36,7 @@ typedef struct job {
     double *objective;
 } job;
 
-/* Indices and what they lead to; [n_cols] each. */
+/* Indices and what they lead to; [n_cols], up to the next multiple of COLUMNS errors are 0. */
 typedef struct fit {
     uint8_t *indices;
     float *error;    /* P c - w, 0 where kept */
@@ -43,63 +47,43 @@ typedef struct fit {
 /* One row while it is refined. */
 typedef struct row {
     const float *values;
-    const uint8_t *kept;        /* or NULL */
-    float table[MAX_ENTRIES];   /* always numbers that f16 has */
-    float middles[MAX_ENTRIES]; /* between its entries; past the last one there is nothing */
-    fit now, other;             /* the best so far, and room for an attempt */
-    float *sums;                /* [k, n_cols] PᵀH without the kept columns' rows */
-    uint32_t *order;            /* [n_cols] the columns that are not kept, by their index */
-    uint32_t ends[MAX_ENTRIES]; /* where in `order` the columns of an index end */
-    uint32_t n_moves;           /* of a block of columns those whose error has changed, */
-    uint32_t moved[COLUMNS];    /* which they are, */
-    float moves[COLUMNS];       /* and by how much */
+    const uint8_t *kept;      /* or NULL */
+    float table[MAX_ENTRIES]; /* always numbers that f16 has */
+    lanes middles;            /* between its entries; past the last one there is nothing */
+    fit now, other;           /* the best so far, and room for an attempt */
+    bool changed;             /* whether the indices are others than the table was fitted to */
+    uint8_t *slots;           /* [n_cols, padded] indices; MAX_ENTRIES of columns without an error */
+    uint32_t n_moves;         /* of a block of columns those whose error has changed, */
+    uint32_t moved[COLUMNS];  /* which they are in the block, */
+    float moves[COLUMNS];     /* and by how much */
 } row;
 
 typedef struct scratch {
     row rows[GROUP];
-    float *floats;    /* what the rows' pointers point to */
-    uint32_t *orders; /* likewise */
-    uint8_t *bytes;   /* and their indices */
+    float *floats;  /* what the rows' pointers point to */
+    uint8_t *bytes; /* likewise */
 } scratch;
 
 static bool is_kept(const row *r, uint32_t i) {
     return r->kept && r->kept[i];
 }
 
-static inline void add_scaled(float *y, const float *x, float a, uint32_t n) {
-    for (uint32_t i = 0; i < n; i++)
-        y[i] += a * x[i];
+static uint32_t n_blocks(uint32_t n) {
+    return (n + COLUMNS - 1) / COLUMNS;
 }
 
-/* y[j] += Σ_t scales[t] matrix[rows[t], j] for j < width; without scales they are 1. */
-static inline void add_rows(float *restrict y, const float *matrix, uint32_t n, const uint32_t *rows,
-                            const float *scales, uint32_t n_terms, uint32_t width) {
-    uint32_t t = 0;
-    for (; t + TERMS <= n_terms; t += TERMS) {
-        const float *x[TERMS];
-        float a[TERMS];
-        for (uint32_t i = 0; i < TERMS; i++) {
-            x[i] = matrix + (size_t)rows[t + i] * n;
-            a[i] = scales ? scales[t + i] : 1;
-        }
-        for (uint32_t j = 0; j < width; j++) {
-            float sum = y[j];
-            for (uint32_t i = 0; i < TERMS; i++)
-                sum += a[i] * x[i][j];
-            y[j] = sum;
-        }
-    }
-    for (; t < n_terms; t++)
-        add_scaled(y, matrix + (size_t)rows[t] * n, scales ? scales[t] : 1, width);
+/* Of [COLUMNS] rows of a matrix those columns that make panel `panel`. */
+static inline const lanes *tile_at(const float *matrix, uint32_t n, uint32_t block, uint32_t panel) {
+    return (const lanes *)matrix + ((size_t)block * n_blocks(n) * PANELS + panel) * COLUMNS;
 }
 
 /* ---- what the steps need ----------------------------------------------------------------------- */
 
 /* Entries ascend: the number of midpoints below x. */
-static inline uint8_t nearest(const float *middles, float x) {
+static inline uint8_t nearest(const lanes *middles, float x) {
     uint32_t e = 0;
     for (uint32_t i = 0; i < MAX_ENTRIES; i++)
-        e += x > middles[i];
+        e += x > (*middles)[i];
     return (uint8_t)e;
 }
 
@@ -120,60 +104,49 @@ static void objective_fill(row *r, uint32_t n) {
         r->now.objective += (double)r->now.error[i] * (double)r->now.gradient[i];
 }
 
-/* gradient[i] += Σ move · matrix[moved, i] over the row's moves, for i from `from` on. */
-WIDE static void moves_spread(const float *matrix, uint32_t n, uint32_t from, row *rows, uint32_t n_rows) {
-    for (uint32_t j = from; j < n; j += STRETCH)
-        for (uint32_t r = 0; r < n_rows; r++)
-            add_rows(rows[r].now.gradient + j, matrix + j, n, rows[r].moved, rows[r].moves, rows[r].n_moves,
-                     n - j < STRETCH ? n - j : STRETCH);
+/* gradient[j] += Σ error · matrix[i, j] over the columns i of a block, for j from panel `from` on, of a whole
+ * group: places without a row are computed along with the others. */
+WIDE static void errors_spread(const float *matrix, uint32_t n, uint32_t block, uint32_t from, row *rows) {
+    for (uint32_t p = from; p < n_blocks(n) * PANELS; p++) {
+        const lanes *tile = tile_at(matrix, n, block, p);
+        for (row *r = rows; r < rows + GROUP; r += TILE_ROWS) {
+            lanes sums[TILE_ROWS];
+            const float *errors[TILE_ROWS];
+            for (uint32_t t = 0; t < TILE_ROWS; t++) {
+                sums[t] = *(lanes *)(r[t].now.gradient + WIDTH * p);
+                errors[t] = r[t].now.error + COLUMNS * block;
+            }
+            for (uint32_t i = 0; i < COLUMNS; i++)
+                for (uint32_t t = 0; t < TILE_ROWS; t++)
+                    sums[t] += errors[t][i] * tile[i];
+            for (uint32_t t = 0; t < TILE_ROWS; t++)
+                *(lanes *)(r[t].now.gradient + WIDTH * p) = sums[t];
+        }
+    }
 }
 
-static void move_note(row *r, uint32_t i, float move) {
-    r->moved[r->n_moves] = i;
-    r->moves[r->n_moves++] = move;
+/* gradient[j] += Σ move · matrix[i, j] over the moves of each row in a block. */
+WIDE static void moves_spread(const float *matrix, uint32_t n, uint32_t block, row *rows, uint32_t n_rows) {
+    for (uint32_t p = 0; p < n_blocks(n) * PANELS; p++) {
+        const lanes *tile = tile_at(matrix, n, block, p);
+        for (row *r = rows; r < rows + n_rows; r++) {
+            lanes *gradient = (lanes *)(r->now.gradient + WIDTH * p), sum = *gradient;
+            for (uint32_t m = 0; m < r->n_moves; m++)
+                sum += r->moves[m] * tile[r->moved[m]];
+            *gradient = sum;
+        }
+    }
+}
+
+static void gradient_clear(row *r, uint32_t n) {
+    memset(r->now.gradient, 0, n_blocks(n) * COLUMNS * sizeof(float));
 }
 
 static void gradients_fill(const float *hessian, uint32_t n, row *rows, uint32_t n_rows) {
     for (uint32_t r = 0; r < n_rows; r++)
-        memset(rows[r].now.gradient, 0, n * sizeof(float));
-    for (uint32_t first = 0; first < n; first += COLUMNS) {
-        for (uint32_t r = 0; r < n_rows; r++) {
-            rows[r].n_moves = 0;
-            for (uint32_t i = first; i < n && i < first + COLUMNS; i++)
-                if (rows[r].now.error[i] != 0)
-                    move_note(&rows[r], i, rows[r].now.error[i]);
-        }
-        moves_spread(hessian, n, 0, rows, n_rows);
-    }
-}
-
-/* Sorts the columns that are not kept by their index. */
-static void order_fill(row *r, uint32_t n, uint32_t k) {
-    uint32_t n_before = 0;
-    memset(r->ends, 0, sizeof r->ends);
-    for (uint32_t i = 0; i < n; i++)
-        r->ends[r->now.indices[i]] += !is_kept(r, i);
-    for (uint32_t e = 0; e < k; e++) {
-        uint32_t n_of_entry = r->ends[e];
-        r->ends[e] = n_before; /* for now where they start; filling moves that to the end */
-        n_before += n_of_entry;
-    }
-    for (uint32_t i = 0; i < n; i++)
-        if (!is_kept(r, i))
-            r->order[r->ends[r->now.indices[i]]++] = i;
-}
-
-/* sums[e] = Σ of the rows of H whose index is e. */
-WIDE static void sums_fill(const float *hessian, uint32_t n, uint32_t k, row *rows, uint32_t n_rows) {
-    for (uint32_t r = 0; r < n_rows; r++) {
-        order_fill(&rows[r], n, k);
-        memset(rows[r].sums, 0, (size_t)k * n * sizeof(float));
-    }
-    for (uint32_t j = 0; j < n; j += STRETCH)
-        for (uint32_t r = 0; r < n_rows; r++)
-            for (uint32_t e = 0, start = 0; e < k; start = rows[r].ends[e++])
-                add_rows(rows[r].sums + (size_t)e * n + j, hessian + j, n, rows[r].order + start, NULL,
-                         rows[r].ends[e] - start, n - j < STRETCH ? n - j : STRETCH);
+        gradient_clear(&rows[r], n);
+    for (uint32_t block = 0; block < n_blocks(n); block++)
+        errors_spread(hessian, n, block, 0, rows);
 }
 
 /* ---- table ------------------------------------------------------------------------------------- */
@@ -205,24 +178,73 @@ static bool solve(double (*a)[MAX_ENTRIES], double *b, uint32_t k) {
     return true;
 }
 
+/* PᵀHP of a row, [k, k]; the lower half is that of its mirror image. */
+typedef double products[MAX_ENTRIES][MAX_ENTRIES];
+
+static void slots_fill(row *r, uint32_t n) {
+    memset(r->slots, MAX_ENTRIES, n_blocks(n) * COLUMNS);
+    for (uint32_t i = 0; i < n; i++)
+        if (!is_kept(r, i))
+            r->slots[i] = r->now.indices[i];
+}
+
+/* sums[e] += the rows of a tile whose index is e, of SUM_ROWS rows. */
+WIDE static void tile_sum(const lanes *tile, uint32_t block, const row *rows,
+                          lanes (*sums)[MAX_ENTRIES + 1]) {
+    const uint8_t *slots[SUM_ROWS];
+    for (uint32_t r = 0; r < SUM_ROWS; r++)
+        slots[r] = rows[r].slots + COLUMNS * block;
+    for (uint32_t i = 0; i < COLUMNS; i++)
+        for (uint32_t r = 0; r < SUM_ROWS; r++)
+            sums[r][slots[r][i]] += tile[i];
+}
+
+/* PᵀHP of SUM_ROWS rows: what a panel of H contributes. H is symmetric: what lies above its diagonal tiles
+ * counts twice, what lies below is not looked at. */
+static void panel_add(const float *hessian, uint32_t n, uint32_t k, uint32_t panel, const row *rows,
+                      products *out) {
+    lanes sums[SUM_ROWS][MAX_ENTRIES + 1];
+    uint32_t diagonal = panel / PANELS;
+    memset(sums, 0, sizeof sums);
+    for (uint32_t block = 0; block < diagonal; block++)
+        tile_sum(tile_at(hessian, n, block, panel), block, rows, sums);
+    for (uint32_t r = 0; r < SUM_ROWS; r++)
+        for (uint32_t e = 0; e < k; e++)
+            sums[r][e] *= 2;
+    tile_sum(tile_at(hessian, n, diagonal, panel), diagonal, rows, sums);
+    for (uint32_t r = 0; r < SUM_ROWS; r++)
+        for (uint32_t i = 0; i < WIDTH; i++) {
+            uint32_t slot = rows[r].slots[WIDTH * panel + i];
+            for (uint32_t e = 0; e < k && slot < k; e++)
+                out[r][slot][e] += (double)sums[r][e][i];
+        }
+}
+
 /* By how much the best table differs: (PᵀHP + εI) x = -Pᵀ gradient. With ε an entry that nothing uses stays.
  */
-static bool table_step(const row *r, uint32_t n, uint32_t k, double *step) {
-    double a[MAX_ENTRIES][MAX_ENTRIES] = {{0}}, trace = 0;
-    memset(step, 0, k * sizeof *step);
-    for (uint32_t i = 0; i < n; i++) {
-        if (is_kept(r, i))
-            continue;
-        uint8_t index = r->now.indices[i];
-        step[index] -= (double)r->now.gradient[i];
-        for (uint32_t e = 0; e < k; e++)
-            a[e][index] += (double)r->sums[(size_t)e * n + i];
+static bool table_step(const products a, const double *slope, uint32_t k, double *step) {
+    products damped;
+    double trace = 0;
+    for (uint32_t e = 0; e < k; e++) {
+        step[e] = -slope[e];
+        trace += a[e][e];
+        for (uint32_t o = 0; o < k; o++)
+            damped[e][o] = (a[e][o] + a[o][e]) / 2;
     }
     for (uint32_t e = 0; e < k; e++)
-        trace += a[e][e];
-    for (uint32_t e = 0; e < k; e++)
-        a[e][e] += 1e-7 * trace / k;
-    return trace > 0 && solve(a, step, k);
+        damped[e][e] += 1e-7 * trace / k;
+    return trace > 0 && solve(damped, step, k);
+}
+
+/* What the objective gains by a step of the table. */
+static double step_gain(const products a, const double *slope, uint32_t k, const double *step) {
+    double gain = 0;
+    for (uint32_t e = 0; e < k; e++) {
+        gain -= 2 * slope[e] * step[e];
+        for (uint32_t o = 0; o < k; o++)
+            gain -= step[e] * a[e][o] * step[o];
+    }
+    return gain;
 }
 
 /* Entries in ascending order, as the file has them. */
@@ -239,123 +261,150 @@ static void table_sort(row *r, uint32_t n, uint32_t k) {
         r->now.indices[i] = rank[r->now.indices[i]];
 }
 
-/* Takes the best table, rounded to f16, if that is better than the one there is. */
-static void table_fit(row *r, uint32_t n, uint32_t k) {
-    double step[MAX_ENTRIES];
-    float before[MAX_ENTRIES];
-    if (!table_step(r, n, k, step))
+/* Takes the best table, rounded to f16, if that is better than the one there is. The gradient, which has to
+ * be up to date, no longer is then. */
+static void table_fit(row *r, uint32_t n, uint32_t k, const products a) {
+    double slope[MAX_ENTRIES] = {0}, step[MAX_ENTRIES]; /* Pᵀ gradient */
+    for (uint32_t i = 0; i < n; i++)
+        if (!is_kept(r, i))
+            slope[r->now.indices[i]] += (double)r->now.gradient[i];
+    if (!table_step(a, slope, k, step))
         return;
-    memcpy(before, r->table, sizeof before);
-    double objective = r->now.objective;
-    memcpy(r->other.gradient, r->now.gradient, n * sizeof *r->now.gradient);
+    float table[MAX_ENTRIES] = {0};
     for (uint32_t e = 0; e < k; e++) {
-        r->table[e] = sq_f16_decode(sq_f16_encode((double)before[e] + step[e]));
-        add_scaled(r->now.gradient, r->sums + (size_t)e * n, r->table[e] - before[e], n);
+        table[e] = sq_f16_decode(sq_f16_encode((double)r->table[e] + step[e]));
+        step[e] = (double)table[e] - (double)r->table[e];
     }
-    errors_fill(r, n);
-    objective_fill(r, n);
-    if (r->now.objective < objective) {
-        table_sort(r, n, k);
-        middles_fill(r, k);
+    double gain = step_gain(a, slope, k, step);
+    if (!(gain > 0))
         return;
-    }
-    memcpy(r->table, before, sizeof before);
-    memcpy(r->now.gradient, r->other.gradient, n * sizeof *r->now.gradient);
+    memcpy(r->table, table, sizeof table);
+    r->now.objective -= gain;
+    table_sort(r, n, k);
+    middles_fill(r, k);
     errors_fill(r, n);
-    r->now.objective = objective;
+}
+
+static void tables_fit(const job *j, scratch *s, uint32_t n_rows) {
+    products a[GROUP];
+    for (uint32_t r = 0; r < n_rows; r++)
+        slots_fill(&s->rows[r], j->n_cols);
+    memset(a, 0, sizeof a);
+    for (uint32_t p = 0; p < n_blocks(j->n_cols) * PANELS; p++)
+        for (uint32_t r = 0; r < n_rows; r += SUM_ROWS)
+            panel_add(j->hessian, j->n_cols, j->k, p, s->rows + r, a + r);
+    for (uint32_t r = 0; r < n_rows; r++) {
+        if (s->rows[r].changed)
+            table_fit(&s->rows[r], j->n_cols, j->k, (const double (*)[MAX_ENTRIES])a[r]);
+        s->rows[r].changed = false;
+    }
 }
 
 /* ---- indices ----------------------------------------------------------------------------------- */
 
-/* Rounds the columns [first, first + width) of a row. */
-WIDE static void block_round(const float *factor, uint32_t n, uint32_t first, uint32_t width, row *r) {
-    float *feedback = r->now.gradient + first;
-    r->n_moves = 0;
+/* feedback[j] += by · matrix[first + c, first + j] for the columns of a block that lie behind c, at least. */
+static inline void block_feed(lanes *feedback, const lanes *const *tiles, uint32_t c, float by) {
+    for (uint32_t p = c / WIDTH; p < PANELS; p++)
+        feedback[p] += by * tiles[p][c];
+}
+
+/* Rounds the columns of a block of a row. */
+WIDE static void block_round(const float *factor, uint32_t n, uint32_t block, row *r) {
+    const lanes *tiles[PANELS];
+    lanes feedback[PANELS];
+    uint32_t first = COLUMNS * block, width = n - first < COLUMNS ? n - first : COLUMNS;
+    for (uint32_t p = 0; p < PANELS; p++)
+        tiles[p] = tile_at(factor, n, block, PANELS * block + p);
+    memcpy(feedback, r->now.gradient + first, sizeof feedback);
     for (uint32_t c = 0; c < width; c++) {
         uint32_t i = first + c;
-        r->now.indices[i] = nearest(r->middles, r->values[i] - feedback[c]);
-        if (is_kept(r, i))
-            continue;
-        float error = r->table[r->now.indices[i]] - r->values[i];
-        move_note(r, i, error);
-        add_scaled(feedback + c + 1, factor + (size_t)i * n + i + 1, error, width - c - 1);
+        uint8_t index = nearest(&r->middles, r->values[i] - feedback[c / WIDTH][c % WIDTH]);
+        r->now.indices[i] = index;
+        r->now.error[i] = is_kept(r, i) ? 0 : r->table[index] - r->values[i];
+        block_feed(feedback, tiles, c, r->now.error[i]);
     }
 }
 
-static void rows_swap(row *rows, uint32_t n_rows) {
-    for (uint32_t r = 0; r < n_rows; r++) {
-        fit now = rows[r].now;
-        rows[r].now = rows[r].other;
-        rows[r].other = now;
-    }
+static void row_swap(row *r) {
+    fit now = r->now;
+    r->now = r->other;
+    r->other = now;
 }
 
-/* Finds indices anew and takes those that are better than what there is. Returns whether any are. */
-static bool indices_round(const job *j, row *rows, uint32_t n_rows) {
+/* Finds indices anew and takes those that are better than what there is. */
+static void indices_round(const job *j, row *rows, uint32_t n_rows) {
     uint32_t n = j->n_cols;
-    bool changed = false;
-    rows_swap(rows, n_rows);
-    for (uint32_t r = 0; r < n_rows; r++)
-        memset(rows[r].now.gradient, 0, n * sizeof(float));
-    for (uint32_t first = 0; first < n; first += COLUMNS) {
-        uint32_t width = n - first < COLUMNS ? n - first : COLUMNS;
-        for (uint32_t r = 0; r < n_rows; r++)
-            block_round(j->factor, n, first, width, &rows[r]);
-        moves_spread(j->factor, n, first + width, rows, n_rows);
+    for (uint32_t r = 0; r < n_rows; r++) {
+        row_swap(&rows[r]);
+        gradient_clear(&rows[r], n);
     }
-    for (uint32_t r = 0; r < n_rows; r++)
-        errors_fill(&rows[r], n);
+    for (uint32_t block = 0; block < n_blocks(n); block++) {
+        for (uint32_t r = 0; r < n_rows; r++)
+            block_round(j->factor, n, block, &rows[r]);
+        errors_spread(j->factor, n, block, PANELS * (block + 1), rows);
+    }
     gradients_fill(j->hessian, n, rows, n_rows);
     for (uint32_t r = 0; r < n_rows; r++) {
         objective_fill(&rows[r], n);
         if (rows[r].now.objective < rows[r].other.objective)
-            changed = true;
+            rows[r].changed = true;
         else
-            rows_swap(&rows[r], 1);
+            row_swap(&rows[r]);
     }
-    return changed;
 }
 
-/* Descends a row along the columns [first, first + width). Returns whether an index changed. */
-WIDE static bool block_descend(const float *hessian, uint32_t n, uint32_t first, uint32_t width, row *r) {
-    float gradient[COLUMNS];
+/* Descends a row along the columns of a block. */
+WIDE static void block_descend(const float *hessian, uint32_t n, uint32_t block, row *r) {
+    const lanes *tiles[PANELS];
+    lanes gradient[PANELS];
+    uint32_t first = COLUMNS * block, width = n - first < COLUMNS ? n - first : COLUMNS;
     r->n_moves = 0;
-    memcpy(gradient, r->now.gradient + first, width * sizeof *gradient);
+    for (uint32_t p = 0; p < PANELS; p++)
+        tiles[p] = tile_at(hessian, n, block, PANELS * block + p);
+    memcpy(gradient, r->now.gradient + first, sizeof gradient);
     for (uint32_t c = 0; c < width; c++) {
         uint32_t i = first + c;
-        const float *h = hessian + (size_t)i * n;
-        if (is_kept(r, i) || !(h[i] > 0))
+        float curvature = tiles[c / WIDTH][c][c % WIDTH];
+        if (is_kept(r, i) || !(curvature > 0))
             continue;
-        float here = r->table[r->now.indices[i]], best = here - gradient[c] / h[i];
-        uint8_t index = nearest(r->middles, best);
+        float here = r->table[r->now.indices[i]];
+        float best = here - gradient[c / WIDTH][c % WIDTH] / curvature;
+        uint8_t index = nearest(&r->middles, best);
         float entry = r->table[index];
         if (fabsf(entry - best) >= fabsf(here - best))
             continue;
         r->now.indices[i] = index;
         r->now.error[i] = entry - r->values[i];
-        move_note(r, i, entry - here);
-        add_scaled(gradient + c + 1, h + i + 1, entry - here, width - c - 1);
+        r->moved[r->n_moves] = c;
+        r->moves[r->n_moves++] = entry - here;
+        block_feed(gradient, tiles, c, entry - here);
     }
-    return r->n_moves > 0;
 }
 
-/* Returns whether an index changed. */
-static bool indices_descend(const job *j, row *rows, uint32_t n_rows) {
-    uint32_t n = j->n_cols;
-    bool changed = true, any = false;
-    for (uint32_t sweep = 0; changed && sweep < SWEEPS; sweep++) {
-        changed = false;
-        for (uint32_t first = 0; first < n; first += COLUMNS) {
-            uint32_t width = n - first < COLUMNS ? n - first : COLUMNS;
-            for (uint32_t r = 0; r < n_rows; r++)
-                changed |= block_descend(j->hessian, n, first, width, &rows[r]);
-            moves_spread(j->hessian, n, 0, rows, n_rows);
+/* Returns whether an index of any row changed. */
+static bool sweep(const job *j, row *rows, uint32_t n_rows) {
+    bool any = false;
+    for (uint32_t block = 0; block < n_blocks(j->n_cols); block++) {
+        bool moved = false;
+        for (uint32_t r = 0; r < n_rows; r++) {
+            block_descend(j->hessian, j->n_cols, block, &rows[r]);
+            rows[r].changed |= rows[r].n_moves > 0;
+            moved |= rows[r].n_moves > 0;
         }
-        any |= changed;
+        if (moved)
+            moves_spread(j->hessian, j->n_cols, block, rows, n_rows);
+        any |= moved;
+    }
+    return any;
+}
+
+static void indices_descend(const job *j, row *rows, uint32_t n_rows) {
+    gradients_fill(j->hessian, j->n_cols, rows, n_rows);
+    for (uint32_t i = 0; i < SWEEPS && sweep(j, rows, n_rows); i++) {
     }
     for (uint32_t r = 0; r < n_rows; r++)
-        objective_fill(&rows[r], n);
-    return any;
+        if (rows[r].changed)
+            objective_fill(&rows[r], j->n_cols);
 }
 
 /* ---- rows -------------------------------------------------------------------------------------- */
@@ -369,6 +418,7 @@ static void row_load(const job *j, uint32_t index, row *r) {
         r->table[e] = sq_f16_decode(j->table[(size_t)index * j->k + e]);
     middles_fill(r, j->k);
     errors_fill(r, n);
+    r->changed = true;
 }
 
 static void row_store(const job *j, uint32_t index, const row *r) {
@@ -376,7 +426,7 @@ static void row_store(const job *j, uint32_t index, const row *r) {
     for (uint32_t e = 0; e < j->k; e++)
         j->table[(size_t)index * j->k + e] = sq_f16_encode((double)r->table[e]);
     for (uint32_t i = 0; i < j->n_cols; i++)
-        indices[i] = is_kept(r, i) ? nearest(r->middles, r->values[i]) : r->now.indices[i];
+        indices[i] = is_kept(r, i) ? nearest(&r->middles, r->values[i]) : r->now.indices[i];
 }
 
 static void objectives_note(const job *j, uint32_t row0, const row *rows, uint32_t n_rows, uint32_t step) {
@@ -386,7 +436,8 @@ static void objectives_note(const job *j, uint32_t row0, const row *rows, uint32
 
 static void refine_group(const void *context, void *scratch_of_thread, uint32_t row0, uint32_t row1) {
     const job *j = context;
-    row *rows = ((scratch *)scratch_of_thread)->rows;
+    scratch *s = scratch_of_thread;
+    row *rows = s->rows;
     uint32_t n = j->n_cols, n_rows = row1 - row0, step = 0;
     for (uint32_t r = 0; r < n_rows; r++)
         row_load(j, row0 + r, &rows[r]);
@@ -395,13 +446,12 @@ static void refine_group(const void *context, void *scratch_of_thread, uint32_t 
         objective_fill(&rows[r], n);
     objectives_note(j, row0, rows, n_rows, step++);
     for (uint32_t round = 0; round < ROUNDINGS + DESCENTS; round++) {
-        bool changed = round < ROUNDINGS ? indices_round(j, rows, n_rows) : indices_descend(j, rows, n_rows);
+        if (round < ROUNDINGS)
+            indices_round(j, rows, n_rows);
+        else
+            indices_descend(j, rows, n_rows);
         objectives_note(j, row0, rows, n_rows, step++);
-        if (changed) {
-            sums_fill(j->hessian, n, j->k, rows, n_rows);
-            for (uint32_t r = 0; r < n_rows; r++)
-                table_fit(&rows[r], n, j->k);
-        }
+        tables_fit(j, s, n_rows);
         objectives_note(j, row0, rows, n_rows, step++);
     }
     for (uint32_t r = 0; r < n_rows; r++)
@@ -409,35 +459,32 @@ static void refine_group(const void *context, void *scratch_of_thread, uint32_t 
 }
 
 static void scratch_free(void *scratch_of_thread) {
-    scratch *t = scratch_of_thread;
-    free(t->floats);
-    free(t->orders);
-    free(t->bytes);
-    free(t);
+    scratch *s = scratch_of_thread;
+    free(s->floats);
+    free(s->bytes);
+    free(s);
 }
 
 static void *scratch_create(const void *context) {
     const job *j = context;
-    size_t n = j->n_cols, n_row = (4 + j->k) * n;
-    scratch *t = calloc(1, sizeof *t);
-    if (!t)
+    size_t n = n_blocks(j->n_cols) * COLUMNS;
+    scratch *s = calloc(1, sizeof *s);
+    if (!s)
         return NULL;
-    t->floats = malloc(GROUP * n_row * sizeof *t->floats);
-    t->orders = malloc(GROUP * n * sizeof *t->orders);
-    t->bytes = malloc(GROUP * 2 * n);
-    if (!t->floats || !t->orders || !t->bytes) {
-        scratch_free(t);
+    s->floats = calloc(GROUP * 4 * n, sizeof *s->floats);
+    s->bytes = calloc(GROUP * 3, n);
+    if (!s->floats || !s->bytes) {
+        scratch_free(s);
         return NULL;
     }
     for (uint32_t r = 0; r < GROUP; r++) {
-        float *floats = t->floats + r * n_row;
-        uint8_t *bytes = t->bytes + r * 2 * n;
-        t->rows[r].now = (fit){.indices = bytes, .error = floats, .gradient = floats + n};
-        t->rows[r].other = (fit){.indices = bytes + n, .error = floats + 2 * n, .gradient = floats + 3 * n};
-        t->rows[r].sums = floats + 4 * n;
-        t->rows[r].order = t->orders + r * n;
+        float *floats = s->floats + r * 4 * n;
+        uint8_t *bytes = s->bytes + r * 3 * n;
+        s->rows[r].now = (fit){.indices = bytes, .error = floats, .gradient = floats + n};
+        s->rows[r].other = (fit){.indices = bytes + n, .error = floats + 2 * n, .gradient = floats + 3 * n};
+        s->rows[r].slots = bytes + 2 * n;
     }
-    return t;
+    return s;
 }
 
 int sq_refine_rows(const float *values, const float *hessian, const float *factor, const uint8_t *kept,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from .fitlib import library, pointer
 
 N_OBJECTIVES = 13  # SQ_REFINE_OBJECTIVES
+TILE_ROWS, TILE_COLUMNS = 64, 16  # SQ_REFINE_TILE_ROWS, SQ_REFINE_TILE_COLUMNS
 DAMPING = 1e-5  # of the mean of H's diagonal is added to it
 ROUNDING_DAMPING = 1e-2  # the same of what the rounding goes by
 SHRINKAGE = 0.1  # what H loses off its diagonal: the less, the more tokens it is the sum of
@@ -70,8 +71,8 @@ def _refine_in_c(
     table, objective = table.copy(), np.empty((n_rows, N_OBJECTIVES), np.float64)
     status = library().sq_refine_rows(
         pointer(values, np.float32),
-        pointer(damped, np.float32, (n_cols, n_cols)),
-        pointer(factor, np.float32, (n_cols, n_cols)),
+        pointer(_tiles(damped), np.float32),
+        pointer(_tiles(np.triu(factor, 1)), np.float32),
         pointer(kept, np.bool_),
         n_rows,
         n_cols,
@@ -84,6 +85,19 @@ def _refine_in_c(
     if status:
         raise MemoryError("sq_refine_rows ran out of memory")
     return Refined(table, indices, objective)
+
+
+def _tiles(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A matrix ``[n, n]`` as convert/refine.h wants it: ``[n blocks, n panels, TILE_ROWS, TILE_COLUMNS]``."""
+    n = len(matrix)
+    n_blocks, n_panels = -(-n // TILE_ROWS), -(-n // TILE_ROWS) * TILE_ROWS // TILE_COLUMNS
+    tiles = np.zeros((n_blocks, n_panels, TILE_ROWS, TILE_COLUMNS), np.float32)
+    for panel in range(-(-n // TILE_COLUMNS)):
+        columns = matrix[:, panel * TILE_COLUMNS : (panel + 1) * TILE_COLUMNS]
+        padded = np.zeros((n_blocks * TILE_ROWS, TILE_COLUMNS), np.float32)
+        padded[:n, : columns.shape[1]] = columns
+        tiles[:, panel] = padded.reshape(n_blocks, TILE_ROWS, TILE_COLUMNS)
+    return tiles
 
 
 def _refine_on_torch(
