@@ -81,6 +81,8 @@ static sq_status find(sq_device_info *info, sq_error *error) {
 /* Wider ones have no room in the shared memory of the kernels that take whole tokens, or for 16-bit columns.
  */
 enum { MAX_EMBD = 16384, MAX_INPUTS = 65536 };
+/* Of a token. More make more jobs of a run than a launch has blocks. */
+enum { MAX_EXPERTS_USED = 64 };
 
 static sq_status linear_check(const sq_linear *linear, sq_error *error) {
     const sq_matrix *w = &linear->w;
@@ -100,14 +102,14 @@ static sq_status linear_check(const sq_linear *linear, sq_error *error) {
 
 static sq_status layer_check(const sq_model *m, uint32_t index, sq_error *error) {
     const sq_layer *l = &m->layers[index];
-    if (l->experts)
-        return gpu_fail(
-            error, SQ_ERROR_UNSUPPORTED,
-            "layer %u is a mixture of experts, which the GPU has no kernels for; run it on the CPU", index);
-    const sq_linear *linears[] = {&l->q, &l->k, &l->v, &l->attn_output, &l->gate, &l->up, &l->down};
+    const sq_linear *linears[] = {&l->q,    &l->k,  &l->v,    &l->attn_output,
+                                  &l->gate, &l->up, &l->down, &l->router};
     sq_status status = SQ_OK;
     for (const sq_linear *linear : linears)
         status = status ? status : linear_check(linear, error);
+    for (uint32_t e = 0; l->experts && e < m->hparams.n_experts; e++)
+        for (const sq_linear *linear : {&l->experts[e].gate, &l->experts[e].up, &l->experts[e].down})
+            status = status ? status : linear_check(linear, error);
     return status;
 }
 
@@ -121,6 +123,10 @@ static sq_status check(const sq_model *m, uint32_t first_layer, sq_error *error)
         return gpu_fail(error, SQ_ERROR_UNSUPPORTED,
                         "the GPU takes an n_embd of at most %d, found %u; run on the CPU", MAX_EMBD,
                         h->n_embd > h->n_token_embd ? h->n_embd : h->n_token_embd);
+    if (h->n_experts_used > MAX_EXPERTS_USED)
+        return gpu_fail(error, SQ_ERROR_UNSUPPORTED,
+                        "the GPU takes at most %d experts a token, found %u; run on the CPU",
+                        MAX_EXPERTS_USED, h->n_experts_used);
     sq_status status = SQ_OK;
     const sq_linear *linears[] = {&m->embedding, &m->embd_in, &m->positions, &m->embd_out, &m->head};
     for (const sq_linear *linear : linears)
@@ -149,6 +155,8 @@ static sq_status device_create(sq_device *d, sq_error *error) {
         status = gpu_check(gpu_residual_prepare(&d->card), "loading the kernels", error);
     if (!status)
         status = gpu_check(gpu_attention_prepare(&d->card), "loading the kernels", error);
+    if (!status)
+        status = gpu_check(gpu_experts_prepare(&d->card), "loading the kernels", error);
     return status ? status : gpu_weights_upload(d, error);
 }
 

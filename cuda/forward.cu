@@ -65,7 +65,58 @@ static void add(sq_device_session *s, gpu_launch *l, const gpu_matrix *w, gpu_op
         return;
     }
     store(s, l, w, in, nullptr, n_tokens, s->h, s->x_stride, 0);
-    gpu_residual r = {s->x, s->x_stride, h->n_embd, s->h, out, after, before, s->normed, h->norm_eps};
+    gpu_residual r = {s->x, s->x_stride, h->n_embd, s->h, out, after, before, s->normed, h->norm_eps, {}};
+    gpu_add_residual(l, &r, n_tokens);
+    *squares = {};
+}
+
+/* A product of each place with its expert's matrix: a launch for every width that experts have. */
+static void experts_multiply(sq_device_session *s, gpu_launch *l, const gpu_experts *experts, gpu_product p) {
+    p.w = experts->like;
+    p.experts = experts->each;
+    p.jobs = s->routes.jobs;
+    p.n_jobs = gpu_n_jobs(&s->routes, p.n_tokens);
+    p.n_tokens = min(p.n_tokens, (uint32_t)GPU_FEW_TOKENS);
+    for (uint32_t bits : {2u, 3u, 4u, 8u, 16u})
+        if (experts->widths >> bits & 1) {
+            p.w.bits = bits;
+            p.w.n_spans = sq_n_spans(bits, p.w.n_in);
+            gpu_gemv(l, &p, {});
+        }
+}
+
+/* As layer_ffn and add of a layer that is a mixture of experts. The router is exact, as it decides about what
+ * follows; of a prompt an expert's tokens go by eights, in both parts. */
+static void mixture_add(sq_device_session *s, gpu_launch *l, const gpu_layer *layer, uint32_t n_tokens,
+                        gpu_norm out, gpu_norm after, gpu_norm before, gpu_squares *squares) {
+    const sq_model *m = s->device->model;
+    const sq_hparams *h = &m->hparams;
+    gpu_product router = product_of(&layer->router, s->normed, squares, n_tokens, GPU_STORE);
+    router.out = s->router;
+    router.out_stride = s->router_stride;
+    gpu_multiply(l, &router, true);
+    gpu_route(l, s->router, s->router_stride, h->expert_weights_norm, &s->routes, n_tokens);
+
+    gpu_product up =
+        product_of(&layer->router, s->normed, squares, n_tokens, layer->interleaved ? GPU_GATED : GPU_STORE);
+    up.in_rows = s->routes.tokens;
+    up.next = s->expert_ff;
+    up.activation = m->arch->activation;
+    up.out_stride = s->expert_stride;
+    up.out = s->expert_up;
+    experts_multiply(s, l, &layer->expert_up, up);
+    if (!layer->interleaved) {
+        up.out = s->expert_gate;
+        experts_multiply(s, l, &layer->expert_gate, up);
+        gpu_gate(l, s->expert_gate, s->expert_up, s->expert_stride, h->n_ff_expert, m->arch->activation,
+                 s->expert_ff, n_tokens * h->n_experts_used);
+    }
+    gpu_product down = product_of(&layer->router, s->expert_ff, nullptr, n_tokens, GPU_STORE);
+    down.out = s->routed;
+    down.out_stride = s->x_stride;
+    experts_multiply(s, l, &layer->expert_down, down);
+    gpu_residual r = {s->x,  s->x_stride, h->n_embd, s->routed,   out,
+                      after, before,      s->normed, h->norm_eps, s->routes};
     gpu_add_residual(l, &r, n_tokens);
     *squares = {};
 }
@@ -189,9 +240,13 @@ void gpu_forward(sq_device_session *s, gpu_launch *l, uint32_t n_tokens) {
         layer_attend(s, l, i, &squares, n_tokens);
         add(s, l, &layer->output, s->attended, n_tokens, layer->attn_out_norm,
             norm_if(post, layer->attn_norm), norm_if(!post, layer->ffn_norm), &squares);
+        gpu_norm after = norm_if(post, layer->ffn_norm), before = norm_before(d, i + 1);
+        if (d->model->layers[i].experts) {
+            mixture_add(s, l, layer, n_tokens, layer->ffn_out_norm, after, before, &squares);
+            continue;
+        }
         layer_ffn(s, l, i, &squares, n_tokens);
-        add(s, l, &layer->down, s->ff, n_tokens, layer->ffn_out_norm, norm_if(post, layer->ffn_norm),
-            norm_before(d, i + 1), &squares);
+        add(s, l, &layer->down, s->ff, n_tokens, layer->ffn_out_norm, after, before, &squares);
     }
     s->final_squares = squares;
 }

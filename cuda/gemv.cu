@@ -55,13 +55,35 @@ __device__ __forceinline__ void group_load(span_codes<BITS> (&group)[spans_at_on
             group[i].load(w, at.tile, at.span + i * n_warps, lane);
 }
 
+/* Makes of a mixture's product that of the block's job; false: this width has nothing to do. */
+__device__ bool job_take(gpu_product &p) {
+    gpu_job job = p.jobs[blockIdx.y];
+    if (!job.n || p.experts[job.expert].bits != p.w.bits)
+        return false;
+    p.w = p.experts[job.expert];
+    p.n_tokens = job.n;
+    if (p.in_rows)
+        p.in_rows += job.first;
+    else
+        p.in.data += (size_t)2 * job.first * p.in.stride;
+    p.out = p.out ? p.out + (size_t)job.first * p.out_stride : nullptr;
+    p.next.data += (size_t)2 * job.first * p.next.stride;
+    return true;
+}
+
+/* The token of the operand that is the product's token t. */
+template <bool ROUTED> __device__ __forceinline__ uint32_t in_row(const gpu_product &p, uint32_t t) {
+    return ROUTED && p.in_rows ? p.in_rows[t] : t;
+}
+
 /* Inputs [first, first + n) of all columns to shared memory. */
-template <bool SPLIT>
+template <bool SPLIT, bool ROUTED>
 __device__ void activations_load(const gpu_product &p, const layout &l, uint32_t first, uint32_t n,
                                  uint16_t *columns) {
     uint32_t vectors = n / 8, n_columns = (SPLIT ? 2 : 1) * p.n_tokens;
     for (uint32_t i = threadIdx.x; i < n_columns * vectors; i += blockDim.x) {
-        uint32_t column = i / vectors, at = i % vectors * 8, row = SPLIT ? column : 2 * column;
+        uint32_t column = i / vectors, at = i % vectors * 8;
+        uint32_t row = SPLIT ? 2 * in_row<ROUTED>(p, column / 2) + column % 2 : 2 * column;
         copy_async(columns + (size_t)column * l.column_stride + at,
                    p.in.data + (size_t)row * p.in.stride + first + at);
     }
@@ -70,12 +92,14 @@ __device__ void activations_load(const gpu_product &p, const layout &l, uint32_t
 }
 
 /* 1 / the root mean square of each token, by a warp each. */
-__device__ void scales_load(const gpu_squares &s, uint32_t n_tokens, uint32_t warp, uint32_t lane,
-                            uint32_t n_warps, float *scales) {
-    for (uint32_t t = warp; t < n_tokens; t += n_warps) {
+template <bool ROUTED>
+__device__ void scales_load(const gpu_product &p, uint32_t warp, uint32_t lane, uint32_t n_warps,
+                            float *scales) {
+    const gpu_squares &s = p.in_squares;
+    for (uint32_t t = warp; t < p.n_tokens; t += n_warps) {
         float sum = 0;
         for (uint32_t i = lane; s.sums && i < s.n_tiles; i += SQ_LANES)
-            sum += s.sums[(size_t)t * s.stride + i];
+            sum += s.sums[(size_t)in_row<ROUTED>(p, t) * s.stride + i];
         sum = lanes_sum(sum, SQ_LANES);
         if (lane == 0)
             scales[t] = s.sums ? 1 / sqrtf(sum / (float)s.n + s.eps) : 1;
@@ -137,11 +161,16 @@ __device__ void y_use(const gpu_product &p, uint32_t tile, uint32_t slot, uint32
     }
 }
 
-/* GROUPS: of eight columns; SPLIT: a token has two. */
-template <int BITS, int GROUPS, bool SPLIT>
+/* GROUPS: of eight columns; SPLIT: a token has two; ROUTED: a block has a job of a mixture's. */
+template <int BITS, int GROUPS, bool SPLIT, bool ROUTED>
 __global__ void __launch_bounds__(512) gemv(gpu_product p, uint32_t phase_spans) {
     constexpr int TOKENS = (SPLIT ? 4 : 8) * GROUPS;
     constexpr int AT_ONCE = spans_at_once(BITS);
+    if constexpr (ROUTED) {
+        previous_kernel_wait();
+        if (!job_take(p))
+            return;
+    }
     uint8_t *memory = shared_memory<uint8_t>();
     uint32_t n_warps = blockDim.x / SQ_LANES, warp = threadIdx.x / SQ_LANES, lane = threadIdx.x % SQ_LANES;
     const uint32_t n_columns = (SPLIT ? 2 : 1) * p.n_tokens;
@@ -161,7 +190,7 @@ __global__ void __launch_bounds__(512) gemv(gpu_product p, uint32_t phase_spans)
     group_load<BITS>(next, p.w, at, last_tile, min(phase_spans, n_spans), n_warps, lane);
     next_kernel_start();
     previous_kernel_wait();
-    scales_load(p.in_squares, p.n_tokens, warp, lane, n_warps, scales);
+    scales_load<ROUTED>(p, warp, lane, n_warps, scales);
 
     const uint16_t *lane_columns[GROUPS];
 #pragma unroll
@@ -172,7 +201,7 @@ __global__ void __launch_bounds__(512) gemv(gpu_product p, uint32_t phase_spans)
     }
     const bool one_phase = phase_spans >= n_spans;
     if (one_phase)
-        activations_load<SPLIT>(p, l, 0, n_spans * span_inputs, columns);
+        activations_load<SPLIT, ROUTED>(p, l, 0, n_spans * span_inputs, columns);
     __syncthreads();
 
     for (uint32_t tile = first_tile; tile < last_tile; tile++) {
@@ -190,7 +219,8 @@ __global__ void __launch_bounds__(512) gemv(gpu_product p, uint32_t phase_spans)
             uint32_t end = min(phase + phase_spans, n_spans);
             if (!one_phase) {
                 __syncthreads();
-                activations_load<SPLIT>(p, l, phase * span_inputs, (end - phase) * span_inputs, columns);
+                activations_load<SPLIT, ROUTED>(p, l, phase * span_inputs, (end - phase) * span_inputs,
+                                                columns);
                 __syncthreads();
             }
             /* All warps take as many turns, whether they have spans left or not. */
@@ -267,22 +297,26 @@ __global__ void __launch_bounds__(512) gemv(gpu_product p, uint32_t phase_spans)
 
 using gemv_kernel = void (*)(gpu_product, uint32_t);
 
-template <int BITS> gemv_kernel kernel_of(uint32_t n_tokens) {
-    return n_tokens <= 4 ? gemv<BITS, 1, true> : n_tokens <= 8 ? gemv<BITS, 2, true> : gemv<BITS, 2, false>;
+template <int BITS> gemv_kernel kernel_of(uint32_t n_tokens, bool routed) {
+    if (routed)
+        return n_tokens <= 4 ? gemv<BITS, 1, true, true> : gemv<BITS, 2, true, true>;
+    return n_tokens <= 4   ? gemv<BITS, 1, true, false>
+           : n_tokens <= 8 ? gemv<BITS, 2, true, false>
+                           : gemv<BITS, 2, false, false>;
 }
 
-gemv_kernel kernel_of(uint32_t bits, uint32_t n_tokens) {
+gemv_kernel kernel_of(uint32_t bits, uint32_t n_tokens, bool routed) {
     switch (bits) {
     case 2:
-        return kernel_of<2>(n_tokens);
+        return kernel_of<2>(n_tokens, routed);
     case 3:
-        return kernel_of<3>(n_tokens);
+        return kernel_of<3>(n_tokens, routed);
     case 4:
-        return kernel_of<4>(n_tokens);
+        return kernel_of<4>(n_tokens, routed);
     case 8:
-        return kernel_of<8>(n_tokens);
+        return kernel_of<8>(n_tokens, routed);
     default:
-        return kernel_of<16>(n_tokens);
+        return kernel_of<16>(n_tokens, routed);
     }
 }
 
@@ -292,8 +326,9 @@ cudaError_t gpu_gemv_prepare(const gpu_card *card) {
     cudaError_t result = cudaSuccess;
     for (uint32_t bits : {2u, 3u, 4u, 8u, 16u})
         for (uint32_t n_tokens : {4u, 8u, 16u})
-            if (result == cudaSuccess)
-                result = gpu_kernel_prepare(kernel_of(bits, n_tokens), card);
+            for (bool routed : {false, true})
+                if (result == cudaSuccess)
+                    result = gpu_kernel_prepare(kernel_of(bits, n_tokens, routed), card);
     return result;
 }
 
@@ -307,7 +342,8 @@ void gpu_gemv(gpu_launch *l, const gpu_product *p, gpu_shape shape) {
         phase_spans = (phase_spans + 1) / 2;
         chosen = layout_of(p->w.bits, p->n_tokens, n_columns, n_warps, phase_spans);
     }
-    uint32_t n_blocks = min(p->w.n_tiles, blocks * l->card->n_processors);
-    gpu_run(l, kernel_of(p->w.bits, p->n_tokens), dim3(n_blocks), dim3(n_warps * SQ_LANES), chosen.bytes, *p,
-            phase_spans);
+    uint32_t n_jobs = p->experts ? p->n_jobs : 1;
+    uint32_t n_blocks = min(p->w.n_tiles, (blocks * l->card->n_processors + n_jobs - 1) / n_jobs);
+    gpu_run(l, kernel_of(p->w.bits, p->n_tokens, p->experts), dim3(n_blocks, n_jobs),
+            dim3(n_warps * SQ_LANES), chosen.bytes, *p, phase_spans);
 }

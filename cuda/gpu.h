@@ -62,8 +62,29 @@ typedef enum gpu_use {
     GPU_OPERAND, /* next = y, or max(y, 0) */
 } gpu_use;
 
+/* Up to GPU_FEW_TOKENS places of an expert, one behind the other; none, where n is 0. */
+typedef struct gpu_job {
+    uint32_t expert, first, n;
+} gpu_job;
+
+/* What a mixture's router chose for the tokens of a run. Activations of places lie ordered by expert. */
+typedef struct gpu_routes {
+    uint32_t n_experts, n_used;
+    uint32_t *experts; /* [n_tokens, n_used], the best first */
+    float *weights;    /* [n_tokens, n_used] */
+    uint32_t *places;  /* [n_tokens, n_used] where each lies */
+    uint32_t *tokens;  /* [n_tokens · n_used] whose each place is */
+    gpu_job *jobs;     /* [gpu_n_jobs] */
+} gpu_routes;
+
 typedef struct gpu_product {
     gpu_matrix w;
+    /* Of a mixture: each expert's matrix [n_experts], on the device, that w is an example of. Those that have
+     * as many bits as w are multiplied with their places of `in`, `out` and `next`. NULL: w alone. */
+    const gpu_matrix *experts;
+    const gpu_job *jobs;
+    uint32_t n_jobs;
+    const uint32_t *in_rows; /* of each place, the token of `in` and `in_squares`; NULL: they lie by place */
     gpu_operand in;
     gpu_squares in_squares;
     uint32_t n_tokens;
@@ -133,7 +154,7 @@ enum { GPU_FEW_TOKENS = 8, GPU_GEMV_TOKENS = 16 };
 /* Let kernels use as much shared memory as the card has; once, before the first launch. */
 cudaError_t gpu_gemv_prepare(const gpu_card *card);
 cudaError_t gpu_gemm_prepare(const gpu_card *card);
-/* Up to GPU_GEMV_TOKENS. */
+/* Up to GPU_GEMV_TOKENS; of a mixture jobs of up to n_tokens, GPU_FEW_TOKENS at most. */
 void gpu_gemv(gpu_launch *l, const gpu_product *p, gpu_shape shape);
 /* Any number of tokens; not GPU_ADD, nor with in_squares. */
 void gpu_gemm(gpu_launch *l, const gpu_product *p);
@@ -185,6 +206,7 @@ typedef struct gpu_residual {
     gpu_norm out, after, before;
     gpu_operand next;
     float eps;
+    gpu_routes routes; /* n_used 0: as said; else h is of places, and a token's is their weighted sum */
 } gpu_residual;
 
 /* As gpu_gemv_prepare. */
@@ -197,6 +219,20 @@ void gpu_gate(gpu_launch *l, const float *gate, const float *up, uint32_t stride
 /* greedy[t] = the first of the largest of logits[t][0 … n) */
 void gpu_argmax(gpu_launch *l, const float *logits, uint32_t stride, uint32_t n, sq_token *greedy,
                 uint32_t n_tokens);
+
+/* ---- mixtures of experts ----------------------------------------------------------------------- */
+
+/* As gpu_gemv_prepare. */
+cudaError_t gpu_experts_prepare(const gpu_card *card);
+/* How many jobs n_tokens can make at most. */
+static inline uint32_t gpu_n_jobs(const gpu_routes *routes, uint32_t n_tokens) {
+    uint32_t n_places = n_tokens * routes->n_used;
+    uint32_t n_jobs = n_places / GPU_FEW_TOKENS + routes->n_experts;
+    return n_jobs < n_places ? n_jobs : n_places;
+}
+/* experts.h, sq_experts_choose, of logits [n_tokens, stride]; then shares the places out as jobs. */
+void gpu_route(gpu_launch *l, const float *logits, uint32_t stride, bool normalised, const gpu_routes *routes,
+               uint32_t n_tokens);
 
 /* ---- attention --------------------------------------------------------------------------------- */
 

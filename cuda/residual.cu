@@ -47,6 +47,16 @@ __device__ void token_finish(const gpu_residual &r, uint32_t t, float *v, float 
         operand_store(r.next, t, i, v[i]);
 }
 
+/* Element i of what is added to token t. */
+__device__ float added(const gpu_residual &r, uint32_t t, uint32_t i) {
+    if (!r.routes.n_used)
+        return r.h[(size_t)t * r.stride + i];
+    float sum = 0;
+    for (uint32_t k = t * r.routes.n_used; k < (t + 1) * r.routes.n_used; k++)
+        sum += r.routes.weights[k] * r.h[(size_t)r.routes.places[k] * r.stride + i];
+    return sum;
+}
+
 __global__ void __launch_bounds__(N_THREADS) residual(gpu_residual r) {
     float *scratch = shared_memory<float>(), *v = scratch + N_WARPS;
     uint32_t t = blockIdx.x;
@@ -54,7 +64,7 @@ __global__ void __launch_bounds__(N_THREADS) residual(gpu_residual r) {
     previous_kernel_wait();
     const float *x = r.x + (size_t)t * r.stride;
     for (uint32_t i = threadIdx.x; i < r.n; i += N_THREADS)
-        v[i] = r.h ? r.h[(size_t)t * r.stride + i] : x[i];
+        v[i] = r.h ? added(r, t, i) : x[i];
     if (r.h) {
         norm(r.out, r.eps, r.n, v, scratch);
         for (uint32_t i = threadIdx.x; i < r.n; i += N_THREADS)

@@ -19,14 +19,28 @@ struct arena {
         used += gpu_round_up(n * sizeof(T), 256);
         return piece;
     }
-    gpu_operand operand(uint32_t width) {
+    gpu_operand operand(uint32_t width, uint64_t n_rows = GPU_RUN_TOKENS) {
         uint32_t stride = (uint32_t)gpu_round_up(width, SQ_OPERAND_PAD);
-        return {take<uint16_t>((uint64_t)2 * GPU_RUN_TOKENS * stride), stride};
+        return {take<uint16_t>(2 * n_rows * stride), stride};
     }
 };
 
-bool is_apart(const sq_layer *l) {
-    return l->gate.w.data && l->gate.w.type != l->up.w.type;
+void experts_layout(sq_device_session *s, const sq_hparams *h, bool apart, arena *a) {
+    uint64_t n_places = (uint64_t)GPU_RUN_TOKENS * h->n_experts_used;
+    s->routes.n_experts = h->n_experts;
+    s->routes.n_used = h->n_experts_used;
+    s->routes.experts = a->take<uint32_t>(n_places);
+    s->routes.weights = a->take<float>(n_places);
+    s->routes.places = a->take<uint32_t>(n_places);
+    s->routes.tokens = a->take<uint32_t>(n_places);
+    s->routes.jobs = a->take<gpu_job>(gpu_n_jobs(&s->routes, GPU_RUN_TOKENS));
+    s->router_stride = gpu_padded(h->n_experts);
+    s->router = a->take<float>((uint64_t)GPU_RUN_TOKENS * s->router_stride);
+    s->expert_stride = gpu_padded(h->n_ff_expert);
+    s->expert_gate = apart ? a->take<float>(n_places * s->expert_stride) : nullptr;
+    s->expert_up = apart ? a->take<float>(n_places * s->expert_stride) : nullptr;
+    s->expert_ff = a->operand(h->n_ff_expert, n_places);
+    s->routed = a->take<float>(n_places * s->x_stride);
 }
 
 /* The cache comes first: it is the one part that need not be zero. */
@@ -35,7 +49,7 @@ void layout(sq_device_session *s, const sq_model *m, uint32_t first_layer, const
     uint32_t n_q = h->n_heads * h->head_dim, n_kv = h->n_kv_heads * h->head_dim;
     bool apart = false;
     for (uint32_t i = first_layer; i < h->n_layers; i++)
-        apart |= is_apart(&m->layers[i]);
+        apart |= !m->arch->plain_ffn && !gpu_interleaves(m, &m->layers[i]);
     s->key_bytes = gpu_row_bytes(s->kv, h->head_dim, true);
     s->value_bytes = gpu_row_bytes(s->kv, h->head_dim, false);
     s->x_stride = gpu_padded(h->n_embd);
@@ -59,6 +73,8 @@ void layout(sq_device_session *s, const sq_model *m, uint32_t first_layer, const
     s->ff = a->operand(h->n_ff);
     if (h->n_token_embd != h->n_embd)
         s->token_embd = a->operand(h->n_token_embd);
+    if (h->n_experts)
+        experts_layout(s, h, apart, a);
     s->logits = a->take<float>((uint64_t)GPU_LOGITS * s->logits_stride);
     s->greedy = a->take<sq_token>(GPU_LOGITS);
     s->partial =

@@ -21,15 +21,22 @@ struct sq_device_session {
     float *x, *h;     /* [GPU_RUN_TOKENS, x_stride] the residual stream, and what is to be added to it */
     float *qkv;       /* [GPU_RUN_TOKENS, qkv_stride] */
     float *gate, *up; /* [GPU_RUN_TOKENS, ff_stride] where they are not interleaved; else NULL */
-    float *squares;   /* [GPU_RUN_TOKENS, tiles of n_embd] */
-    float2 *angles;   /* [SQ_N_ROPES, GPU_RUN_TOKENS, n_rot / 2] */
+    /* Of mixtures, by place: what the router says, and as above. */
+    gpu_routes routes;
+    float *router;                  /* [GPU_RUN_TOKENS, router_stride] */
+    float *expert_gate, *expert_up; /* [places, expert_stride] where they are not interleaved; else NULL */
+    gpu_operand expert_ff;
+    float *routed;  /* [places, x_stride] what experts return */
+    float *squares; /* [GPU_RUN_TOKENS, tiles of n_embd] */
+    float2 *angles; /* [SQ_N_ROPES, GPU_RUN_TOKENS, n_rot / 2] */
     gpu_operand normed, attended, ff, token_embd;
     float *logits; /* [GPU_LOGITS, logits_stride] */
     sq_token *greedy;
     float *partial;
     uint32_t *arrivals;
     uint8_t *cache; /* of each layer from first_layer on rows [n_kv_heads, n_ctx] of keys, then of values */
-    uint32_t x_stride, qkv_stride, ff_stride, logits_stride, key_bytes, value_bytes;
+    uint32_t x_stride, qkv_stride, ff_stride, router_stride, expert_stride, logits_stride;
+    uint32_t key_bytes, value_bytes;
     size_t cache_keys, cache_values; /* bytes of a layer's */
 
     /* Of the last run: its tokens, those with logits, and which of these lie in `logits`. */

@@ -39,6 +39,13 @@ void gpu_pack(gpu_launch *l, const sq_pack_source *source, const gpu_matrix *w, 
 
 /* ---- placing ----------------------------------------------------------------------------------- */
 
+bool gpu_interleaves(const sq_model *m, const sq_layer *l) {
+    bool same = !m->arch->plain_ffn && l->gate.w.type == l->up.w.type;
+    for (uint32_t e = 0; l->experts && e < m->hparams.n_experts; e++)
+        same &= l->experts[e].gate.w.type == l->experts[e].up.w.type;
+    return same;
+}
+
 namespace {
 
 enum { STAGING_BYTES = 64 << 20 };
@@ -240,6 +247,50 @@ gpu_norm norm_place(placer *p, const sq_norm *norm, uint32_t n) {
     return {vector_place(p, norm->weight, n), vector_place(p, norm->bias, n)};
 }
 
+/* place(e, w) places the matrix of expert e. */
+template <typename F> void experts_place(placer *p, uint32_t n, F place, gpu_experts *to) {
+    gpu_matrix *each = p->take<gpu_matrix>(n);
+    to->each = each;
+    to->widths = 0;
+    for (uint32_t e = 0; e < n; e++) {
+        place(e, &to->like);
+        to->widths |= 1u << to->like.bits;
+        p->copy(each + e, &to->like, sizeof to->like);
+        p->copied();
+    }
+}
+
+void ffn_place(placer *p, const sq_model *m, const sq_layer *from, gpu_layer *to) {
+    const sq_linear *gate_up[] = {&from->gate, &from->up};
+    if (to->interleaved)
+        matrix_place(p, gate_up, 2, true, &to->up);
+    else
+        linear_place(p, &from->up, &to->up);
+    if (!to->interleaved && !m->arch->plain_ffn)
+        linear_place(p, &from->gate, &to->gate);
+    linear_place(p, &from->down, &to->down);
+}
+
+void mixture_place(placer *p, uint32_t n, const sq_layer *from, gpu_layer *to) {
+    const sq_expert *experts = from->experts;
+    linear_place(p, &from->router, &to->router);
+    auto place = [&](const sq_linear sq_expert::*linear, gpu_experts *all) {
+        auto one = [&](uint32_t e, gpu_matrix *w) { linear_place(p, &(experts[e].*linear), w); };
+        experts_place(p, n, one, all);
+    };
+    auto both = [&](uint32_t e, gpu_matrix *w) {
+        const sq_linear *gate_up[] = {&experts[e].gate, &experts[e].up};
+        matrix_place(p, gate_up, 2, true, w);
+    };
+    if (to->interleaved) {
+        experts_place(p, n, both, &to->expert_up);
+    } else {
+        place(&sq_expert::up, &to->expert_up);
+        place(&sq_expert::gate, &to->expert_gate);
+    }
+    place(&sq_expert::down, &to->expert_down);
+}
+
 void layer_place(placer *p, const sq_model *m, const sq_layer *from, gpu_layer *to) {
     const sq_hparams *h = &m->hparams;
     to->attn_norm = norm_place(p, &from->attn_norm, h->n_embd);
@@ -248,20 +299,17 @@ void layer_place(placer *p, const sq_model *m, const sq_layer *from, gpu_layer *
     to->ffn_out_norm = norm_place(p, &from->ffn_out_norm, h->n_embd);
     to->q_norm = vector_place(p, from->q_norm.weight, h->head_dim);
     to->k_norm = vector_place(p, from->k_norm.weight, h->head_dim);
-    const sq_linear *qkv[] = {&from->q, &from->k, &from->v}, *gate_up[] = {&from->gate, &from->up};
+    const sq_linear *qkv[] = {&from->q, &from->k, &from->v};
     bool one_type = from->q.w.type == from->k.w.type && from->k.w.type == from->v.w.type;
     to->n_qkv = one_type ? 1 : 3;
     for (uint32_t i = 0; i < to->n_qkv; i++)
         matrix_place(p, qkv + i, one_type ? 3 : 1, false, &to->qkv[i]);
     linear_place(p, &from->attn_output, &to->output);
-    to->interleaved = !m->arch->plain_ffn && from->gate.w.type == from->up.w.type;
-    if (to->interleaved)
-        matrix_place(p, gate_up, 2, true, &to->up);
+    to->interleaved = gpu_interleaves(m, from);
+    if (from->experts)
+        mixture_place(p, h->n_experts, from, to);
     else
-        linear_place(p, &from->up, &to->up);
-    if (!to->interleaved && !m->arch->plain_ffn)
-        linear_place(p, &from->gate, &to->gate);
-    linear_place(p, &from->down, &to->down);
+        ffn_place(p, m, from, to);
 }
 
 void model_place(placer *p, sq_device *d) {

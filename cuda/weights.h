@@ -4,6 +4,13 @@
 
 #include "gpu.h"
 
+/* A matrix that every expert of a layer has one of. */
+typedef struct gpu_experts {
+    const gpu_matrix *each; /* [n_experts] on the device */
+    gpu_matrix like;        /* one of them */
+    uint32_t widths;        /* bit b: some have b bits */
+} gpu_experts;
+
 typedef struct gpu_layer {
     gpu_norm attn_norm, ffn_norm, attn_out_norm, ffn_out_norm;
     const float *q_norm, *k_norm; /* NULL: none */
@@ -14,6 +21,9 @@ typedef struct gpu_layer {
     /* Rows of gate and up in turns of 8 where they are of one type; else `gate` is apart. */
     gpu_matrix up, gate;
     bool interleaved;
+    /* A mixture's, instead of up, gate and down. */
+    gpu_matrix router;
+    gpu_experts expert_up, expert_gate, expert_down;
 } gpu_layer;
 
 struct sq_device {
@@ -28,6 +38,9 @@ struct sq_device {
     gpu_norm output_norm;
     const float *frequencies[SQ_N_ROPES]; /* [2, n_rot / 2], or NULL */
 };
+
+/* Whether rows of gate and up are in turns: both, of all experts, are there and of one type. */
+bool gpu_interleaves(const sq_model *model, const sq_layer *layer);
 
 /* Rows of a matrix's output, padded to tiles. */
 static inline uint32_t gpu_rows(const gpu_matrix *w) {

@@ -63,8 +63,7 @@ static void check_layers(tiny_family family, uint32_t gpu_layers) {
 
 static void test_layers(void) {
     for (tiny_family family = 0; family < TINY_N_FAMILIES; family++)
-        for (uint32_t gpu_layers = 1; gpu_layers <= TINY_LAYERS && !tiny_families[family].experts;
-             gpu_layers++)
+        for (uint32_t gpu_layers = 1; gpu_layers <= TINY_LAYERS; gpu_layers++)
             check_layers(family, gpu_layers);
 }
 

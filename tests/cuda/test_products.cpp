@@ -9,6 +9,7 @@
 extern "C" {
 extern const sq_kernels sq_kernels_scalar;
 extern const sq_type_traits sq_types[SQ_N_TYPES];
+#include "experts.h"
 }
 
 static uint64_t seed = 88172645463325252u;
@@ -312,6 +313,81 @@ static void test_chain(void) {
             check_chain(type, n_tokens);
 }
 
+/* A mixture of experts whose matrices have every width: who is chosen, and what each place gets. */
+static void check_experts(uint32_t n_tokens, uint32_t n_used, bool normalised) {
+    const uint32_t n_experts = 7, n_in = 96, n_out = 20, stride = 16, n_places = n_tokens * n_used;
+    std::vector<example> examples;
+    std::vector<gpu_matrix> matrices(n_experts);
+    std::vector<void *> memories(n_experts);
+    sq_error error;
+    for (uint32_t e = 0; e < n_experts; e++) {
+        examples.emplace_back(types[e % 5], n_out, n_in, e % 5 < 3, false);
+        const sq_linear *linear = &examples[e].linear;
+        if (!CHECK_OK(gpu_matrix_upload(&card, stream, &linear, 1, false, &matrices[e], &memories[e], &error),
+                      &error))
+            return;
+    }
+    std::vector<float> logits(n_tokens * stride);
+    for (float &logit : logits)
+        logit = random_below(9) ? (float)random_below(5) : NAN; /* many equal ones */
+    operand_data in(n_tokens, n_in);
+    std::vector<float> x = random_activations(n_tokens, n_in, &in);
+    on_device<float> d_logits(logits), weights(std::vector<float>((size_t)n_places));
+    on_device<uint32_t> experts(std::vector<uint32_t>((size_t)n_places)), places(experts.read()),
+        tokens(experts.read());
+    on_device<gpu_matrix> each(matrices);
+    on_device<uint16_t> operand(in.parts);
+    gpu_routes r = {n_experts, n_used, experts.data, weights.data, places.data, tokens.data, nullptr};
+    on_device<gpu_job> jobs(std::vector<gpu_job>(gpu_n_jobs(&r, n_tokens)));
+    on_device<float> out(std::vector<float>((size_t)n_places * gpu_rows(&matrices[0]), NAN));
+    r.jobs = jobs.data;
+    gpu_launch l = {&card, stream, cudaSuccess};
+    gpu_route(&l, d_logits.data, stride, normalised, &r, n_tokens);
+    gpu_product p = {};
+    p.w = matrices[0];
+    p.experts = each.data;
+    p.jobs = r.jobs;
+    p.n_jobs = gpu_n_jobs(&r, n_tokens);
+    p.in_rows = r.tokens;
+    p.in = {operand.data, in.stride};
+    p.n_tokens = std::min(n_tokens, (uint32_t)GPU_FEW_TOKENS);
+    p.use = GPU_STORE;
+    p.out = out.data;
+    p.out_stride = gpu_rows(&p.w);
+    for (uint32_t bits : {2u, 3u, 4u, 8u, 16u}) {
+        p.w.bits = bits;
+        p.w.n_spans = sq_n_spans(bits, n_in);
+        gpu_gemv(&l, &p, {});
+    }
+    CHECK_EQ(l.result, cudaSuccess);
+    std::vector<uint32_t> chosen = experts.read(), at = places.read();
+    std::vector<float> shares = weights.read(), found = out.read();
+    for (uint32_t t = 0; t < n_tokens; t++) {
+        uint32_t expected[7];
+        float share[7];
+        for (uint32_t e = 0; e < n_experts; e++) /* the definition does not say where NaN ranks */
+            logits[t * stride + e] = std::isnan(logits[t * stride + e]) ? -INFINITY : logits[t * stride + e];
+        sq_experts_choose(&logits[t * stride], n_experts, n_used, normalised, expected, share);
+        for (uint32_t k = 0; k < n_used; k++) {
+            uint32_t place = t * n_used + k;
+            CHECK_EQ(chosen[place], expected[k]);
+            CHECK_NEAR(shares[place], share[k], 1e-6);
+            for (uint32_t row = 0; row < n_out; row++) {
+                double size, y = examples[expected[k]].product(row, &x[(size_t)t * n_in], &size);
+                CHECK_NEAR(found[(size_t)at[place] * p.out_stride + row], y, 1e-6 * (size + 0.5));
+            }
+        }
+    }
+    for (void *memory : memories)
+        cudaFree(memory);
+}
+
+static void test_experts(void) {
+    for (uint32_t n_tokens : {1u, 2u, 7u, 40u})
+        for (uint32_t n_used : {1u, 3u, 7u})
+            check_experts(n_tokens, n_used, n_tokens % 2);
+}
+
 int main(void) {
     sq_error error;
     if (gpu_card_open(&card, nullptr, &error)) {
@@ -321,9 +397,11 @@ int main(void) {
     cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
     CHECK_EQ(gpu_gemv_prepare(&card), cudaSuccess);
     CHECK_EQ(gpu_gemm_prepare(&card), cudaSuccess);
+    CHECK_EQ(gpu_experts_prepare(&card), cudaSuccess);
     RUN(test_sizes);
     RUN(test_shapes);
     RUN(test_chain);
+    RUN(test_experts);
     cudaStreamDestroy(stream);
     return check_report();
 }

@@ -40,7 +40,6 @@ class Source:
 
     folder: Path
     long_rope: bool  # past N_SHORT tokens all positions are rotated otherwise
-    experts: bool
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +74,7 @@ def source(
     model_type, name = request.param
     model = create(model_type, name, tokenizer, folder)
     rope: dict[str, Any] = getattr(model.config, "rope_parameters", {})
-    return Source(folder, rope.get("rope_type") == "longrope", model_type == "qwen3_moe")
+    return Source(folder, rope.get("rope_type") == "longrope")
 
 
 def expected(folder: Path, ids: list[int], pieces: list[int], long_rope: bool) -> Logits:
@@ -109,7 +108,7 @@ def test_logits(source: Source, bits: int, emulated: Path, tmp_path: Path) -> No
         reference = expected(folder, ids, pieces, source.long_rope)
         for cpu in cpus() if bits == 4 else ["auto"]:
             assert_equal(reference, run(path, ids, pieces, cpu))
-    if bits == 4 and not source.experts:
+    if bits == 4:
         check_emulated(emulated, path, ids)
 
 
