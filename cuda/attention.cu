@@ -74,12 +74,8 @@ __global__ void __launch_bounds__(N_THREADS, 4) attend(gpu_attention a, bool pre
     previous_kernel_wait();
 
     const uint32_t position = a.step->position;
-    const uint32_t first_token = first_row / n_group, last_token = (first_row + n_rows - 1) / n_group;
-    const uint32_t seen = position + last_token + 1; /* by the last token, from the first one's window on */
-    const uint32_t oldest =
-        a.window && position + first_token + 1 > a.window ? position + first_token + 1 - a.window : 0;
-    const uint32_t length = ((seen - oldest + gridDim.y - 1) / gridDim.y + N_TEAMS - 1) / N_TEAMS * N_TEAMS;
-    const uint32_t begin = min(oldest + split * length, seen), end = min(begin + length, seen);
+    const position_range range = split_range(a, first_row, first_row + n_rows - 1, N_TEAMS);
+    const uint32_t begin = range.begin, end = range.end;
 
     for (uint32_t r = warp; r < ROWS; r += N_WARPS) {
         for (uint32_t i = lane; i < width; i += SQ_LANES)
@@ -128,8 +124,8 @@ __global__ void __launch_bounds__(N_THREADS, 4) attend(gpu_attention a, bool pre
         for (int r = 0; r < ROWS; r++) {
             float s = lanes_sum(score[r], TEAM) * a.scale;
             s = a.cap > 0 ? a.cap * tanhf(s / a.cap) : s;
-            uint32_t now = position + (first_row + r) / n_group;
-            bool sees = p < end && r < (int)n_rows && p <= now && (!a.window || now - p < a.window);
+            position_range seen = row_range(a, first_row + r);
+            bool sees = p < end && r < (int)n_rows && p >= seen.begin && p < seen.end;
             float larger = sees ? fmaxf(largest[r], s) : largest[r];
             float shrink = largest[r] > -INFINITY ? expf(largest[r] - larger) : 0;
             weight[r] = sees ? expf(s - larger) : 0;
@@ -217,12 +213,6 @@ variant variant_of(sq_kv_type kv, uint32_t head_dim, uint32_t n_rows) {
                              : variant_of<SQ_KV_Q8>(head_dim, n_rows);
 }
 
-/* Of the positions, so that blocks fill the card. */
-uint32_t splits_of(const gpu_card *card, uint32_t n_blocks) {
-    uint32_t n = gpu_attention_blocks(card) / n_blocks;
-    return n < 1 ? 1 : n > MAX_PARTS ? (uint32_t)MAX_PARTS : n;
-}
-
 } // namespace
 
 cudaError_t gpu_attention_prepare(const gpu_card *card) {
@@ -234,19 +224,23 @@ cudaError_t gpu_attention_prepare(const gpu_card *card) {
                 result = result ? result : gpu_kernel_prepare(v.attend, card);
                 result = result ? result : gpu_kernel_prepare(v.prepare, card);
             }
-    return result;
+    return result ? result : gpu_prompt_attention_prepare(card);
 }
 
 void gpu_attend(gpu_launch *l, const gpu_attention *a) {
     bool many = a->n_tokens > GPU_FEW_TOKENS;
     uint32_t n_rows = a->n_tokens * (a->n_heads / a->n_kv_heads);
     variant v = variant_of(a->kv, a->head_dim, n_rows);
-    size_t floats =
-        (v.n_rows + N_WARPS) * v.width + N_TEAMS * v.n_rows * (v.width + 2) + N_WARPS * MAX_PARTS + 1;
-    uint32_t n_row_blocks = (n_rows + v.n_rows - 1) / v.n_rows;
     if (many)
         gpu_run(l, v.prepare, dim3(a->n_tokens, a->n_heads + a->n_kv_heads), dim3(SQ_LANES),
                 v.width * sizeof(float), *a);
+    if (many && !a->exact && a->kv != SQ_KV_F32 && a->head_dim % 2 == 0) {
+        gpu_attend_prompt(l, a);
+        return;
+    }
+    size_t floats =
+        (v.n_rows + N_WARPS) * v.width + N_TEAMS * v.n_rows * (v.width + 2) + N_WARPS * MAX_PARTS + 1;
+    uint32_t n_row_blocks = (n_rows + v.n_rows - 1) / v.n_rows;
     gpu_run(l, v.attend, dim3(a->n_kv_heads, splits_of(l->card, a->n_kv_heads * n_row_blocks), n_row_blocks),
             dim3(N_THREADS), floats * sizeof(float), *a, many);
 }

@@ -182,14 +182,28 @@ static __device__ inline float packed_weight(const gpu_matrix &w, uint32_t row, 
 
 /* ---- activations ------------------------------------------------------------------------------- */
 
-/* The parts of an activation: gpu_operand. */
-static __device__ __forceinline__ void operand_store(const gpu_operand &o, uint32_t token, uint32_t i,
-                                                     float x) {
+/* The parts of an activation, the high one in the low half: gpu_operand. */
+static __device__ __forceinline__ uint32_t operand_parts(float x) {
     float scaled = fminf(fmaxf(x * SQ_OPERAND_SCALE, -65504.0f), 65504.0f);
     uint32_t high = f16_bits(scaled);
+    return high | f16_bits((scaled - f16_value(high)) * (1 / SQ_LOW_SCALE)) << 16;
+}
+
+static __device__ __forceinline__ void operand_store(const gpu_operand &o, uint32_t token, uint32_t i,
+                                                     float x) {
+    uint32_t parts = operand_parts(x);
     uint16_t *at = o.data + (size_t)2 * token * o.stride + i;
-    at[0] = (uint16_t)high;
-    at[o.stride] = (uint16_t)f16_bits((scaled - f16_value(high)) * (1 / SQ_LOW_SCALE));
+    at[0] = (uint16_t)parts;
+    at[o.stride] = (uint16_t)(parts >> 16);
+}
+
+/* Activations i and i + 1, i even. */
+static __device__ __forceinline__ void operand_store_pair(const gpu_operand &o, uint32_t token, uint32_t i,
+                                                          float x, float y) {
+    uint32_t parts = operand_parts(x), next = operand_parts(y);
+    uint16_t *at = o.data + (size_t)2 * token * o.stride + i;
+    *(uint32_t *)at = __byte_perm(parts, next, 0x5410);
+    *(uint32_t *)(at + o.stride) = __byte_perm(parts, next, 0x7632);
 }
 
 static __device__ __forceinline__ float operand_value(uint32_t high, uint32_t low) {

@@ -138,6 +138,7 @@ static void layer_attend(sq_device_session *s, gpu_launch *l, uint32_t index, co
     a.stride = s->qkv_stride;
     a.k_at = gpu_padded(h->n_heads * h->head_dim);
     a.v_at = a.k_at + gpu_padded(h->n_kv_heads * h->head_dim);
+    a.exact = d->model->exact;
     a.kv = s->kv;
     a.keys = s->cache + (index - d->first_layer) * (s->cache_keys + s->cache_values);
     a.values = a.keys + s->cache_keys;

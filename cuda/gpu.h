@@ -252,6 +252,7 @@ typedef struct gpu_attention {
     const gpu_step *step;
     float *qkv; /* [n_tokens, stride]: q at 0, k and v at k_at and v_at */
     uint32_t stride, k_at, v_at;
+    bool exact; /* of many tokens too in f32 */
     sq_kv_type kv;
     uint8_t *keys, *values; /* of this layer: rows [n_kv_heads, n_ctx] of key_bytes and of value_bytes */
     uint32_t n_ctx, pitch, key_bytes, value_bytes;
@@ -274,7 +275,10 @@ static inline uint32_t gpu_attention_blocks(const gpu_card *card) {
 
 /* As gpu_gemv_prepare. */
 cudaError_t gpu_attention_prepare(const gpu_card *card);
+cudaError_t gpu_prompt_attention_prepare(const gpu_card *card);
 /* Norms and rotates q and k, stores k and v, and attends. */
 void gpu_attend(gpu_launch *l, const gpu_attention *a);
+/* Attends alone, by tensor cores; for caches of f16 and Q8 and an even head_dim. */
+void gpu_attend_prompt(gpu_launch *l, const gpu_attention *a);
 
 #endif

@@ -35,8 +35,32 @@ struct row_parts {
     }
 };
 
-/* Where a split leaves its part of row `row` (a token's query heads that share kv_head, then the next
- * token's); the same of the next split is split_stride floats on. */
+/* Splits of the positions, of blocks that are n_blocks without: so many that they fill the card. */
+static inline uint32_t splits_of(const gpu_card *card, uint32_t n_blocks) {
+    uint32_t n = gpu_attention_blocks(card) / n_blocks;
+    return n < 1 ? 1 : n > MAX_PARTS ? (uint32_t)MAX_PARTS : n;
+}
+
+struct position_range {
+    uint32_t begin, end;
+};
+
+/* The positions that row `row` sees: a token's query heads that share a KV head, then the next token's. */
+static __device__ __forceinline__ position_range row_range(const gpu_attention &a, uint32_t row) {
+    uint32_t end = a.step->position + row / (a.n_heads / a.n_kv_heads) + 1;
+    return {a.window && end > a.window ? end - a.window : 0, end};
+}
+
+/* This block's split of what rows [first, last] see, a multiple of `unit` long but for the last one. */
+static __device__ __forceinline__ position_range split_range(const gpu_attention &a, uint32_t first,
+                                                             uint32_t last, uint32_t unit) {
+    uint32_t oldest = row_range(a, first).begin, end = row_range(a, last).end;
+    uint32_t length = ((end - oldest + gridDim.y - 1) / gridDim.y + unit - 1) / unit * unit;
+    uint32_t begin = min(oldest + blockIdx.y * length, end);
+    return {begin, min(begin + length, end)};
+}
+
+/* Where a split leaves its part of a row; that of the next split is split_stride floats on. */
 static __device__ __forceinline__ size_t split_stride(const gpu_attention &a) {
     return (size_t)a.n_heads * a.n_tokens * (a.head_dim + 2);
 }

@@ -28,7 +28,7 @@ c_tests arm64 -DSQ_KERNELS_ONLY=ON -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROC
 if command -v nvcc >/dev/null; then
     say "tests of the GPU, compiled by nvcc; they run where there is one"
     { cmake -S . -B build/gpu -G Ninja -DSQ_TESTS=ON -DSQ_TOOLS=OFF -DSQ_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=90 &&
-        cmake --build build/gpu --target gpu_test_device gpu_test_products gpu_test_layers gpu_bench_gpu; } \
+        cmake --build build/gpu --target gpu_test_device gpu_test_products gpu_test_attention gpu_test_layers gpu_bench_gpu; } \
         >build/gpu.log || { tail -n 60 build/gpu.log && exit 1; }
     ctest --test-dir build/gpu -L gpu --output-on-failure
 fi
