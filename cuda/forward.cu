@@ -121,17 +121,11 @@ static void mixture_add(sq_device_session *s, gpu_launch *l, const gpu_layer *la
     *squares = {};
 }
 
-static void layer_attend(sq_device_session *s, gpu_launch *l, uint32_t index, const gpu_squares *squares,
-                         uint32_t n_tokens) {
+gpu_attention gpu_layer_attention(const sq_device_session *s, uint32_t index, uint32_t n_tokens) {
     const sq_device *d = s->device;
     const sq_hparams *h = &d->model->hparams;
     const gpu_layer *layer = &d->layers[index];
     const sq_layer *described = &d->model->layers[index];
-    uint32_t at = 0;
-    for (uint32_t i = 0; i < layer->n_qkv; i++) {
-        store(s, l, &layer->qkv[i], s->normed, squares, n_tokens, s->qkv + at, s->qkv_stride, 0);
-        at += gpu_rows(&layer->qkv[i]);
-    }
     gpu_attention a = {};
     a.step = s->step;
     a.qkv = s->qkv;
@@ -162,6 +156,18 @@ static void layer_attend(sq_device_session *s, gpu_launch *l, uint32_t index, co
     a.partial = s->partial;
     a.arrivals = s->arrivals;
     a.n_tokens = n_tokens;
+    return a;
+}
+
+static void layer_attend(sq_device_session *s, gpu_launch *l, uint32_t index, const gpu_squares *squares,
+                         uint32_t n_tokens) {
+    const gpu_layer *layer = &s->device->layers[index];
+    uint32_t at = 0;
+    for (uint32_t i = 0; i < layer->n_qkv; i++) {
+        store(s, l, &layer->qkv[i], s->normed, squares, n_tokens, s->qkv + at, s->qkv_stride, 0);
+        at += gpu_rows(&layer->qkv[i]);
+    }
+    gpu_attention a = gpu_layer_attention(s, index, n_tokens);
     gpu_attend(l, &a);
 }
 

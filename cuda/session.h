@@ -59,6 +59,8 @@ uint64_t gpu_session_bytes(const sq_model *model, uint32_t first_layer, const gp
 
 /* forward.cu: launches for the run that s->step describes, up to the last norm. */
 void gpu_forward(sq_device_session *s, gpu_launch *l, uint32_t n_tokens);
+/* What it asks of attention in layer `index`, over s->qkv. */
+gpu_attention gpu_layer_attention(const sq_device_session *s, uint32_t index, uint32_t n_tokens);
 /* Logits of tokens [first, first + n) of the run to s->logits, n <= GPU_LOGITS, and their choices to
  * s->greedy[0 …]. */
 void gpu_logits(sq_device_session *s, gpu_launch *l, uint32_t first, uint32_t n);

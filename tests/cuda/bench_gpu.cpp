@@ -332,6 +332,31 @@ static double run_seconds(const sq_device_api *api, sq_device_session *s, uint32
     return wall_seconds() - from;
 }
 
+/* Attention alone, of all layers, of runs that end the context: its seconds by tokens, as JSON. */
+static void attention_measure(const sq_device_api *api, sq_device *device, uint32_t n_ctx, sq_kv_type kv) {
+    sq_device_session *s;
+    sq_error error;
+    check(!api->session_create(device, n_ctx, kv, &s, &error), "session", error.message);
+    check(cudaMemsetAsync(s->cache, 0, (uint8_t *)s->step - s->cache, stream), "clearing");
+    for (uint32_t n_tokens : {1u, 8u, 9u, 16u, 64u, 512u}) {
+        n_tokens = std::min(n_tokens, n_ctx / 2);
+        s->host->position = n_ctx - n_tokens;
+        check(cudaMemcpyAsync(s->step, s->host, sizeof *s->step, cudaMemcpyHostToDevice, stream), "a step");
+        gpu_launch l = {&card, stream, cudaSuccess};
+        double seconds = seconds_of(
+            [&] {
+                for (uint32_t i = 0; i < device->model->hparams.n_layers; i++) {
+                    gpu_attention a = gpu_layer_attention(s, i, n_tokens);
+                    gpu_attend(&l, &a);
+                }
+            },
+            tiny ? 1 : 9);
+        check(l.result, "launch");
+        printf("%s\"%u\": %.5g", n_tokens == 1 ? "" : ", ", n_tokens, seconds);
+    }
+    api->session_free(s);
+}
+
 static void model_measure(const shape &s, sq_type type) {
     const sq_device_api *api = sq_device_api_get();
     const uint32_t n_ctx = tiny ? 128 : 4096, n_prompt = tiny ? 40 : 2048, n_generated = tiny ? 4 : 128;
@@ -376,9 +401,13 @@ static void model_measure(const shape &s, sq_type type) {
         }
         printf("%s\"%u\": %.5g", batch == 1 ? "" : ", ", batch, median(seconds));
     }
-    printf("}}");
-    fflush(stdout);
     api->session_free(session);
+    printf("}, \"attention\": {\"f16\": {");
+    attention_measure(api, device, n_ctx, SQ_KV_F16);
+    printf("}, \"q8\": {");
+    attention_measure(api, device, n_ctx, SQ_KV_Q8);
+    printf("}}}");
+    fflush(stdout);
     api->close(device);
 }
 
