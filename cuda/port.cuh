@@ -64,6 +64,15 @@ static __device__ __forceinline__ void matrices_load_transposed(uint32_t m[4], c
                  : "memory");
 }
 
+/* The same of [16, 32] and [32, 8] signed bytes with sums of 32 bits: a lane holds four in place of two, and
+ * of inputs 4q… and 4q + 16… in place of 2q… and 2q + 8… (PTX ISA, mma.m16n8k32). */
+static __device__ __forceinline__ void mma_s8(int c[4], const uint32_t a[4], const uint32_t b[2]) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 /* Of what is read once: it need not stay in the L1 cache. */
 static __device__ __forceinline__ uint4 load_once(const uint4 *p) {
     uint4 v;

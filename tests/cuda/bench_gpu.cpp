@@ -1,6 +1,10 @@
-/* What the GPU reaches, as JSON on stdout: copies, single matrices in every shape of launch, and whole models
- * of random weights, which share a few matrices in the host's memory. `--tiny` does the same on small sizes,
- * to test this program. Called by tests/bench/gpu.py. */
+/* What the GPU reaches, as JSON on stdout. Called by tests/bench/gpu.py.
+ *
+ *     bench_gpu [--tiny] matrices    copies, and single matrices in every shape of launch
+ *     bench_gpu [--tiny] models      whole models of random weights, which share a few matrices on the host
+ *     bench_gpu [--tiny] variants    kernels that cuda/ does not use (variants.h), beside those that it does
+ *
+ * `--tiny` does the same on small sizes, to test this program. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,6 +17,7 @@
 #include <vector>
 
 #include "session.h"
+#include "variants.h"
 
 extern "C" {
 const sq_device_api *sq_device_api_get(void);
@@ -188,11 +193,7 @@ struct matrix_bench {
     }
     /* Of one product. */
     double seconds(uint32_t n_tokens, gpu_shape shape) {
-        gpu_launch l = {&card, stream, cudaSuccess};
-        cudaGraph_t graph;
-        cudaGraphExec_t exec;
-        check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
-        for (const gpu_matrix &w : copies) {
+        return seconds_each([&](gpu_launch *l, const gpu_matrix &w) {
             gpu_product p = {};
             p.w = w;
             p.in = in;
@@ -201,10 +202,19 @@ struct matrix_bench {
             p.out = out;
             p.out_stride = gpu_rows(&w);
             if (n_tokens <= GPU_GEMV_TOKENS)
-                gpu_gemv(&l, &p, shape);
+                gpu_gemv(l, &p, shape);
             else
-                gpu_gemm(&l, &p);
-        }
+                gpu_gemm(l, &p);
+        });
+    }
+    /* Of what `launch` does with one of the copies. */
+    template <typename F> double seconds_each(F launch) {
+        gpu_launch l = {&card, stream, cudaSuccess};
+        cudaGraph_t graph;
+        cudaGraphExec_t exec;
+        check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
+        for (const gpu_matrix &w : copies)
+            launch(&l, w);
         check(cudaStreamEndCapture(stream, &graph), "capture");
         check(l.result, "launch");
         check(cudaGraphInstantiate(&exec, graph, 0), "graph");
@@ -244,7 +254,69 @@ static void matrices_measure() {
                 printf("}}");
                 fflush(stdout);
             }
-    printf("],\n");
+    printf("]}\n");
+}
+
+/* ---- variants ---------------------------------------------------------------------------------- */
+
+static void variant_print(const char *what, uint32_t n_out, uint32_t n_tokens, double value,
+                          const char *unit) {
+    static const char *comma = "";
+    printf("%s\n{\"what\": \"%s, %u rows, %u tokens\", \"value\": %.5g, \"unit\": \"%s\"}", comma, what,
+           n_out, n_tokens, value, unit);
+    comma = ",";
+}
+
+/* Of dense matrices of 4 bits, in the bytes that gemv reads. The variants' own data are zeros: no time
+ * depends on them. */
+static void variants_of(uint32_t n_out, uint32_t n_in) {
+    host_matrix host(SQ_TYPE_LUT4, n_out, n_in, 0);
+    matrix_bench bench(host);
+    auto print = [&](const char *what, uint32_t n_tokens, double seconds) {
+        variant_print(what, n_out, n_tokens, (double)bench.bytes / seconds * 1e-9, "GB/s");
+    };
+    float *scales;
+    check(cudaMalloc(&scales, (size_t)n_out * 16 * sizeof(float)), "memory"); /* shuffle's tables too */
+    check(cudaMemsetAsync(scales, 0, (size_t)n_out * 16 * sizeof(float), stream), "clearing");
+    for (uint32_t n_tokens : {1u, 4u}) {
+        print("gemv", n_tokens, bench.seconds(n_tokens, {}));
+        print("in planes of bytes", n_tokens, bench.seconds_each([&](gpu_launch *l, const gpu_matrix &w) {
+            variant_planes p = {w,        scales,   (const int8_t *)bench.in.data, scales, bench.in.stride,
+                                n_tokens, bench.out};
+            variant_planes_launch(l, &p);
+        }));
+    }
+    gpu_card whole = card;
+    card.dependent_launch = false;
+    print("gemv without dependent launch", 1, bench.seconds(1, {}));
+    card = whole;
+    print("by shuffles", 1, bench.seconds_each([&](gpu_launch *l, const gpu_matrix &w) {
+        variant_shuffle p = {w.codes, scales, scales, bench.out, n_out, n_in};
+        variant_shuffle_launch(l, &p);
+    }));
+    print("codes read alone", 1, bench.seconds_each([&](gpu_launch *l, const gpu_matrix &w) {
+        variant_read_launch(l, &w, (uint32_t *)bench.out);
+    }));
+    cudaFree(scales);
+}
+
+static void variants_measure() {
+    check(variants_prepare(&card), "kernels");
+    printf("\"variants\": [");
+    uint32_t n = tiny ? 256 : (uint32_t)card.n_processors * 2048, *out;
+    check(cudaMalloc(&out, n * sizeof *out), "memory");
+    double seconds = seconds_of(
+        [&] {
+            gpu_launch l = {&card, stream, cudaSuccess};
+            variant_permute_launch(&l, n, out);
+            check(l.result, "launch");
+        },
+        tiny ? 1 : 9);
+    cudaFree(out);
+    variant_print("byte permutes", n, 1, (double)n * VARIANT_PERMUTES / seconds * 1e-12, "10^12 a second");
+    for (uint32_t n_out : {4096u, 14336u})
+        variants_of(tiny ? 64 : n_out, tiny ? 1024 : 4096);
+    printf("]}\n");
 }
 
 /* ---- whole models ------------------------------------------------------------------------------ */
@@ -411,16 +483,7 @@ static void model_measure(const shape &s, sq_type type) {
     api->close(device);
 }
 
-int main(int argc, char **argv) {
-    tiny = argc > 1 && !strcmp(argv[1], "--tiny");
-    sq_error error;
-    sq_device_info info;
-    check(!gpu_card_open(&card, &info, &error), "no measurement", error.message);
-    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream");
-    check(gpu_gemv_prepare(&card), "kernels");
-    check(gpu_gemm_prepare(&card), "kernels");
-    printf("{\"device\": \"%s\", \"copy_bytes_per_second\": %.5g,\n", info.name, copy_bandwidth());
-    matrices_measure();
+static void models_measure() {
     std::vector<shape> shapes = {{"LLaMA-7B", 32, 4096, 11008, 32, 32, 32000},
                                  {"Llama-3-8B", 32, 4096, 14336, 32, 8, 128256}};
     if (tiny)
@@ -434,6 +497,26 @@ int main(int argc, char **argv) {
             comma = ",";
         }
     printf("]}\n");
+}
+
+int main(int argc, char **argv) {
+    tiny = argc > 1 && !strcmp(argv[1], "--tiny");
+    const char *part = argc > 1 + tiny ? argv[1 + tiny] : "";
+    sq_error error;
+    sq_device_info info;
+    check(!gpu_card_open(&card, &info, &error), "no measurement", error.message);
+    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream");
+    check(gpu_gemv_prepare(&card), "kernels");
+    check(gpu_gemm_prepare(&card), "kernels");
+    printf("{\"device\": \"%s\", \"copy_bytes_per_second\": %.5g,\n", info.name, copy_bandwidth());
+    if (!strcmp(part, "matrices"))
+        matrices_measure();
+    else if (!strcmp(part, "models"))
+        models_measure();
+    else if (!strcmp(part, "variants"))
+        variants_measure();
+    else
+        check(false, part, "expected matrices, models or variants");
     cudaStreamDestroy(stream);
     return 0;
 }

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "device_data.h"
+#include "variants.h"
 #include "weights.h"
 
 extern "C" {
@@ -334,6 +335,86 @@ static void check_experts(uint32_t n_tokens, uint32_t n_used, bool normalised) {
         cudaFree(memory);
 }
 
+/* Centroids and activations of 16 bits in two signed bytes. */
+static void check_planes(uint32_t n_tokens, uint32_t n_out, uint32_t n_in) {
+    example e(SQ_TYPE_LUT4, n_out, n_in, false, false);
+    const sq_linear *linear = &e.linear;
+    gpu_matrix w;
+    void *memory;
+    sq_error error;
+    auto bytes = [](int8_t high, int8_t low) { return 256 * high + low; };
+    std::vector<double> centroids;
+    for (uint16_t &entry : e.lut) {
+        entry = (uint16_t)random_below(65536);
+        centroids.push_back(bytes((int8_t)(entry >> 8), (int8_t)entry));
+    }
+    if (!CHECK_OK(gpu_matrix_upload(&card, stream, &linear, 1, false, &w, &memory, &error), &error))
+        return;
+    uint32_t stride = (uint32_t)gpu_round_up(n_in, SQ_OPERAND_PAD);
+    std::vector<int8_t> in((size_t)2 * n_tokens * stride);
+    for (uint32_t column = 0; column < 2 * n_tokens; column++)
+        for (uint32_t i = 0; i < n_in; i++)
+            in[(size_t)column * stride + i] = (int8_t)random_below(256);
+    std::vector<float> scales(gpu_rows(&w), 0x1p-20f), in_scales(n_tokens, 0x1p-14f);
+    on_device<int8_t> d_in(in);
+    on_device<float> d_scales(scales), d_in_scales(in_scales),
+        out(std::vector<float>((size_t)n_tokens * gpu_rows(&w), NAN));
+    gpu_launch l = {&card, stream, cudaSuccess};
+    variant_planes p = {w, d_scales.data, d_in.data, d_in_scales.data, stride, n_tokens, out.data};
+    variant_planes_launch(&l, &p);
+    CHECK_EQ(l.result, cudaSuccess);
+    std::vector<float> found = out.read();
+    for (uint32_t t = 0; t < n_tokens; t++)
+        for (uint32_t row = 0; row < n_out; row++) {
+            double sum = 0, size = 0;
+            for (uint32_t i = 0; i < n_in; i++) {
+                const int8_t *x = &in[(size_t)2 * t * stride + i];
+                uint32_t code = sq_file_code(4, e.data.data() + row * e.linear.w.row_bytes, n_in, i);
+                double term = centroids[row * 16 + code] * bytes(x[0], x[stride]) * 0x1p-34;
+                sum += term;
+                size += fabs(term);
+            }
+            CHECK_NEAR(found[(size_t)t * gpu_rows(&w) + row], sum, 1e-6 * size);
+        }
+    cudaFree(memory);
+}
+
+static void check_shuffle(uint32_t n_out, uint32_t n_in) {
+    std::vector<uint32_t> codes((size_t)n_out * n_in / 8);
+    std::vector<float> tables((size_t)n_out * 16), x(n_in);
+    for (uint32_t &word : codes)
+        word = (uint32_t)(check_random(&seed) >> 16);
+    for (std::vector<float> *values : {&tables, &x})
+        for (float &value : *values)
+            value = check_random_float(&seed, 1);
+    on_device<uint32_t> d_codes(codes);
+    on_device<float> d_tables(tables), d_x(x), out(std::vector<float>(n_out, NAN));
+    gpu_launch l = {&card, stream, cudaSuccess};
+    variant_shuffle p = {(const uint4 *)d_codes.data, d_tables.data, d_x.data, out.data, n_out, n_in};
+    variant_shuffle_launch(&l, &p);
+    CHECK_EQ(l.result, cudaSuccess);
+    std::vector<float> found = out.read();
+    for (uint32_t row = 0; row < n_out; row++) {
+        double sum = 0;
+        for (uint32_t i = 0; i < n_in; i++) {
+            uint32_t lane = i % 32, j = i % 1024 / 32;
+            uint32_t word = codes[(((size_t)row * n_in + i / 1024 * 1024) / 32 + lane) * 4 + j / 8];
+            sum += (double)tables[row * 16 + (word >> 4 * (j % 8) & 15)] * x[i];
+        }
+        CHECK_NEAR(found[row], sum, 1e-6 * n_in);
+    }
+}
+
+/* What cuda/ does not use is right all the same: a time of it counts. */
+static void test_variants(void) {
+    CHECK_EQ(variants_prepare(&card), cudaSuccess);
+    for (uint32_t n_tokens : {1u, 3u, 4u})
+        for (uint32_t n_in : {32u, 172u, 1376u, 2080u})
+            check_planes(n_tokens, n_in == 172 ? 100 : 20, n_in);
+    check_shuffle(32, 1024);
+    check_shuffle(160, 2048);
+}
+
 static void test_experts(void) {
     for (uint32_t n_tokens : {1u, 2u, 7u, 40u})
         for (uint32_t n_used : {1u, 3u, 7u})
@@ -354,6 +435,7 @@ int main(void) {
     RUN(test_shapes);
     RUN(test_chain);
     RUN(test_experts);
+    RUN(test_variants);
     cudaStreamDestroy(stream);
     return check_report();
 }

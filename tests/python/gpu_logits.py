@@ -16,8 +16,8 @@ import numpy as np
 from truth import Logits, run
 
 
-def run_emulated(plugin: Path, path: Path, ids: list[int], pieces: list[int], exact: bool) -> Logits:
-    """As `truth.run`, with all layers on the emulated GPU."""
+def run_with_plugin(plugin: Path, path: Path, ids: list[int], pieces: list[int], exact: bool) -> Logits:
+    """As `truth.run`, with all layers on the device of the plugin in a folder."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "logits.npy"
         command = [sys.executable, __file__, str(path), str(out), json.dumps(pieces), str(int(exact))]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from arch_variants import N_SHORT, SIZES, VARIANTS
-from gpu_logits import run_emulated
+from gpu_logits import run_with_plugin
 from sq_convert.arch import Tensor
 from sq_convert.blocks import BlockCalibration
 from sq_convert.calibrate import sum_up
@@ -118,7 +118,7 @@ def check_emulated(plugin: Path, path: Path, ids: list[int]) -> None:
     ids = ids[: sum(pieces)]
     reference = run(path, ids, pieces, "auto", "f16")
     exact, fast = (
-        kl_divergence(reference, run_emulated(plugin, path, ids, pieces, e)) for e in (True, False)
+        kl_divergence(reference, run_with_plugin(plugin, path, ids, pieces, e)) for e in (True, False)
     )
     assert exact.max() < 1e-6, f"KL divergence {exact.max():.2e} at token {exact.argmax()}"
     assert fast.mean() < 1e-4, f"KL divergence {fast.mean():.2e}, of prompts in f16"

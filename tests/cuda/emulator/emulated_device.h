@@ -69,6 +69,27 @@ inline void matrices_load_transposed(uint32_t m[4], const void *row) {
         m[i] = emulated_element(slots, stride, i, 2 * q, g) |
                (uint32_t)emulated_element(slots, stride, i, 2 * q + 1, g) << 16;
 }
+inline void mma_s8(int c[4], const uint32_t a[4], const uint32_t b[2]) {
+    struct {
+        int8_t a[4][4], b[2][4];
+    } mine;
+    memcpy(mine.a, a, sizeof mine.a);
+    memcpy(mine.b, b, sizeof mine.b);
+    size_t stride;
+    const uint8_t *slots = emulated_exchange(&mine, sizeof mine, &stride);
+    unsigned lane = emulated_lane(), row = lane / 4, column = lane % 4 * 2;
+    for (unsigned part = 0; part < 2; part++) /* inputs 0 … 15, then 16 … 31 */
+        for (unsigned k = 0; k < 4; k++) {
+            const auto *left = (const decltype(mine) *)(slots + (4 * row + k) * stride);
+            for (unsigned n = 0; n < 2; n++) {
+                const auto *right = (const decltype(mine) *)(slots + (4 * (column + n) + k) * stride);
+                for (unsigned j = 0; j < 4; j++) {
+                    c[n] += left->a[2 * part][j] * right->b[part][j];
+                    c[2 + n] += left->a[2 * part + 1][j] * right->b[part][j];
+                }
+            }
+        }
+}
 inline uint4 load_once(const uint4 *p) {
     return *p;
 }
