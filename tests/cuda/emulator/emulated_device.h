@@ -49,9 +49,12 @@ inline void mma_f16(float c[4], const uint32_t a[4], const uint32_t b[2]) {
 }
 /* Element [r, c] of matrix i, of whose rows each lane brings one. */
 inline uint16_t emulated_element(const uint8_t *slots, size_t stride, unsigned i, unsigned r, unsigned c) {
-    const uint16_t *row;
+    const uint4 *row;
     memcpy(&row, slots + (8 * i + r) * stride, sizeof row);
-    return row[c];
+    uint4 whole = *row; /* UBSan sees where it is not aligned */
+    uint16_t elements[8];
+    memcpy(elements, &whole, sizeof elements);
+    return elements[c];
 }
 inline void matrices_load(uint32_t m[4], const void *row) {
     size_t stride;
@@ -94,7 +97,7 @@ inline uint4 load_once(const uint4 *p) {
     return *p;
 }
 inline void copy_async(void *shared, const void *global) {
-    memcpy(shared, global, 16);
+    *(uint4 *)shared = *(const uint4 *)global; /* UBSan sees where they are not aligned */
 }
 inline void copies_commit() {}
 template <int N> inline void copies_wait() {}
