@@ -33,7 +33,7 @@ if command -v nvcc >/dev/null; then
     ctest --test-dir build/gpu -L gpu --output-on-failure
 fi
 say "Python tests"
-.venv/bin/python -m pytest -q
+.venv/bin/python -m pytest -q --numprocesses 2 --dist loadfile
 say "fuzzing"
 tests/fuzz/run.sh 180 # a minute a target
 say "all tests passed"

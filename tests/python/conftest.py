@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import shutil
@@ -41,12 +42,15 @@ def _program(name: str) -> str:
 def emulated() -> Path:
     """The folder of the plugin whose kernels run on the CPU (tests/cuda/emulator), built where it is not."""
     build = ROOT / "build" / "tests"
+    build.mkdir(parents=True, exist_ok=True)
     configure = ("cmake", "-S", ROOT, "-B", build, "-G", "Ninja", "-DSQ_TESTS=ON", "-DSQ_TOOLS=OFF")
-    for command in (
-        (*configure, "-DSQ_CUDA=OFF"),
-        ("cmake", "--build", build, "--target", "sq_cuda_emulated"),
-    ):
-        subprocess.run(command, check=True, capture_output=True)
+    with (build / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
+        for command in (
+            (*configure, "-DSQ_CUDA=OFF"),
+            ("cmake", "--build", build, "--target", "sq_cuda_emulated"),
+        ):
+            subprocess.run(command, check=True, capture_output=True)
     return build / "tests" / "cuda" / "emulated"
 
 

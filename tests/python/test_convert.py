@@ -352,6 +352,21 @@ def test_a_killed_conversion_by_the_original_method_goes_on(
     assert sq_convert(stories, blocks, *options) == whole
 
 
+@pytest.mark.parametrize(
+    ("function", "n", "said"),
+    [("_estimate", 20, "calibrate: done already."), ("_quantize", 1, "allocate: done already.")],
+)
+def test_a_conversion_killed_while_bits_are_shared_out_goes_on(
+    function: str, n: int, said: str, stories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = (*CALIBRATION, "--bpw", "3.5")
+    out, undisturbed = tmp_path / "m.sq.gguf", tmp_path / "undisturbed.sq.gguf"
+    where = {"module": "pipeline", "owner": "module", "function": function, "n": n}
+    assert run_killed(stories, out, *options, **where).returncode == -signal.SIGKILL
+    assert sq_convert(stories, out, *options) == sq_convert(stories, undisturbed, *options)
+    assert said in capsys.readouterr().err
+
+
 def test_ctrl_c_says_how_to_go_on(stories: Path, tmp_path: Path) -> None:
     done = run_killed(stories, tmp_path / "m.sq.gguf", *CALIBRATION, **{**IN_QUANTIZE, "signal": "INT"})
     assert done.returncode == 130
