@@ -15,10 +15,12 @@ from .checkpoint import Checkpoint
 from .errors import ConvertError
 from .options import Options
 from .progress import duration, size
-from .quantize import part_bytes
+from .quantize import SAMPLE, part_bytes
 from .writer import Q8_BLOCK, Q8_BLOCK_BYTES
 
 CLUSTER_SECONDS = {2: 240e-9, 3: 330e-9, 4: 470e-9}  # per weight and thread; measured, but for 2 bits
+REFINE_SECONDS = 1e-9  # of guided, per weight, thread and input of its matrix; measured
+FACTOR_SECONDS = 1e-11  # per cube of a matrix's inputs, however many threads; measured
 PLAIN_SECONDS = {2: 30e-9, 3: 40e-9, 4: 65e-9}  # the same of rtn and packed checkpoints, on one thread
 DISK_BYTES_PER_SECOND = 500e6
 METADATA_BYTES = 200  # per token of the vocabulary: texts, merges, tokenizer.json
@@ -139,22 +141,25 @@ def describe(options: Options, checkpoint: Checkpoint, tensors: Sequence[Tensor]
             f"         {size(held)} of it for tuning, which holds the original and the quantized model"
         )
     n_flow = memory.flow_bytes(options, checkpoint) if in_blocks else 0
-    lines.append(f"time     about {duration(_seconds(options, n_all, n_matrix, device, n_flow))}")
+    lines.append(f"time     about {duration(_seconds(options, n_all, matrices, device, n_flow))}")
     return lines
 
 
-def _seconds(options: Options, n_all: int, n_matrix: int, device: str, n_flow: int) -> float:
+def _seconds(options: Options, n_all: int, matrices: Sequence[Tensor], device: str, n_flow: int) -> float:
     """Time of a conversion; ``n_flow`` bytes flow between blocks where calibration runs block by block."""
     seconds = 15 + n_all * 20e-9  # loading libraries, reading, hashing, writing
     if options.quantizes:
-        plain = options.method == "rtn" or options.packed
-        costs = PLAIN_SECONDS[options.bits] if plain else CLUSTER_SECONDS[options.bits] / options.threads
-        seconds += n_matrix * costs
+        seconds += sum(_fit_seconds(options, tensor, tensor.shape[0]) for tensor in matrices)
+    if options.allocates:
+        tried = sum(_fit_seconds(options, tensor, min(SAMPLE, tensor.shape[0])) for tensor in matrices)
+        seconds += len(allocate.SETTINGS) * tried
     if options.calibrates:
-        # Forward 2, gradients of activations 2, of weights 2 operations per weight and token; attention, the
-        # head's softmax and what is no product cost about as much again on a small model. Block by block, the
-        # forward part is done twice, and weights and flow are read twice.
-        n_operations = (16 if n_flow else 12) * n_all * options.samples * options.seq_len
+        # Forward 2, gradients of activations 2, of weights 2 operations per weight and token, or for the moments
+        # of the inputs 2 per pair of them; attention, the head's softmax and what is no product cost about as
+        # much again on a small model. Block by block, the forward part is done twice, and weights and flow are
+        # read twice.
+        n_operations = 2 * ((6 if n_flow else 4) * n_all + 2 * memory.n_sums(options, matrices))
+        n_operations *= options.samples * options.seq_len
         seconds += n_operations / _operations_per_second(device, options.threads)
         seconds += (2 * 2 * n_all + 3 * n_flow) / DISK_BYTES_PER_SECOND if n_flow else 0
     if options.tune:
@@ -162,6 +167,18 @@ def _seconds(options: Options, n_all: int, n_matrix: int, device: str, n_flow: i
         n_judged = (tune.N_JUDGED + 1) * -(-options.samples // tune.HELD_OUT)
         n_operations = (16 * tune.BATCH * options.tune + 8 * n_judged) * n_all * options.seq_len
         seconds += n_operations / _operations_per_second(device, options.threads)
+    return seconds
+
+
+def _fit_seconds(options: Options, tensor: Tensor, n_rows: int) -> float:
+    """Time to find tables and indices of so many rows of a matrix."""
+    n_weights = n_rows * tensor.shape[1]
+    if options.method == "rtn" or options.packed:
+        return n_weights * PLAIN_SECONDS[options.bits]
+    seconds = n_weights * CLUSTER_SECONDS[options.bits] / options.threads
+    if options.method == "guided":
+        seconds += n_weights * tensor.shape[1] * REFINE_SECONDS / options.threads
+        seconds += tensor.shape[1] ** 3 * FACTOR_SECONDS
     return seconds
 
 
