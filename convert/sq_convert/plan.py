@@ -154,7 +154,7 @@ def _seconds(options: Options, n_all: int, matrices: Sequence[Tensor], device: s
         tried = sum(_fit_seconds(options, tensor, min(SAMPLE, tensor.shape[0])) for tensor in matrices)
         seconds += len(allocate.SETTINGS) * tried
     if options.calibrates:
-        # Forward 2, gradients of activations 2, of weights 2 operations per weight and token, or for moments 2
+        # Forward 2, gradients of activations 2, of weights 2 operations per weight and token, for moments 2
         # per pair of inputs; attention, the head's softmax and what is no product cost about as much again on
         # a small model. Block by block, the forward part is done twice, and weights and flow are read twice.
         n_operations = 2 * ((6 if n_flow else 4) * n_all + 2 * memory.n_sums(options, matrices))
