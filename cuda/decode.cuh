@@ -40,21 +40,21 @@ template <int BITS>
 static __device__ __forceinline__ void look_up(const uint32_t *low, const uint32_t *high, uint32_t selectors,
                                                uint32_t picks, uint32_t *first, uint32_t *second) {
     constexpr int N = tables<BITS>::N;
-    uint32_t l = __byte_perm(low[0], low[N == 1 ? 0 : 1], selectors);
-    uint32_t h = __byte_perm(high[0], high[N == 1 ? 0 : 1], selectors);
+    uint32_t l = bytes_permute(low[0], low[N == 1 ? 0 : 1], selectors);
+    uint32_t h = bytes_permute(high[0], high[N == 1 ? 0 : 1], selectors);
     if (BITS == 4) {
-        l = __byte_perm(l, __byte_perm(low[N - 2 < 0 ? 0 : N - 2], low[N - 1], selectors), picks);
-        h = __byte_perm(h, __byte_perm(high[N - 2 < 0 ? 0 : N - 2], high[N - 1], selectors), picks);
+        l = bytes_permute(l, bytes_permute(low[N - 2 < 0 ? 0 : N - 2], low[N - 1], selectors), picks);
+        h = bytes_permute(h, bytes_permute(high[N - 2 < 0 ? 0 : N - 2], high[N - 1], selectors), picks);
     }
-    *first = __byte_perm(l, h, 0x5140);
-    *second = __byte_perm(l, h, 0x7362);
+    *first = bytes_permute(l, h, 0x5140);
+    *second = bytes_permute(l, h, 0x7362);
 }
 
 /* The eight codes of a step, a nibble each, row g's in the low half: the weights as mma wants them. */
 template <int BITS>
 static __device__ __forceinline__ void step_weights(const tables<BITS> &t, uint32_t codes, uint32_t a[4]) {
-    uint32_t selectors = BITS == 4 ? codes & 0x77777777 : codes;
-    uint32_t picks = BITS == 4 ? (codes >> 1 & 0x44444444) | 0x32103210 : 0;
+    uint32_t selectors = BITS == 4 ? bits_take(codes, 0x77777777, 0) : codes;
+    uint32_t picks = BITS == 4 ? bits_take(codes >> 1, 0x44444444, 0x32103210) : 0;
     look_up<BITS>(t.low[0], t.high[0], selectors, picks, &a[0], &a[2]);
     look_up<BITS>(t.low[1], t.high[1], selectors >> 16, picks >> 16, &a[1], &a[3]);
 }
@@ -85,7 +85,7 @@ static __device__ __forceinline__ uint32_t component(const uint4 &v, int i) {
 
 /* Two signed bytes as f16, exactly: 1024 + (q + 128) has its low byte as it comes. */
 static __device__ __forceinline__ uint32_t bytes_weights(uint32_t biased, uint32_t selector) {
-    return f16x2_sub(__byte_perm(biased, 0x64646464, selector), 0x64806480);
+    return f16x2_sub(bytes_permute(biased, 0x64646464, selector), 0x64806480);
 }
 
 /* The weights of step `step` (0 … 3) of chunk `chunk` of the span. */
@@ -202,8 +202,8 @@ static __device__ __forceinline__ void operand_store_pair(const gpu_operand &o, 
                                                           float x, float y) {
     uint32_t parts = operand_parts(x), next = operand_parts(y);
     uint16_t *at = o.data + (size_t)2 * token * o.stride + i;
-    *(uint32_t *)at = __byte_perm(parts, next, 0x5410);
-    *(uint32_t *)(at + o.stride) = __byte_perm(parts, next, 0x7632);
+    *(uint32_t *)at = bytes_permute(parts, next, 0x5410);
+    *(uint32_t *)(at + o.stride) = bytes_permute(parts, next, 0x7632);
 }
 
 static __device__ __forceinline__ float operand_value(uint32_t high, uint32_t low) {

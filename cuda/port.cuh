@@ -35,6 +35,22 @@ static __device__ __forceinline__ uint32_t f16x2_sub(uint32_t a, uint32_t b) {
     return d;
 }
 
+/* Byte i of the result is, of bytes 0 … 7 of a and b, the one that nibble i of `selector` names (PTX ISA,
+ * prmt). A nibble's top bit is to be zero: it would ask for the sign. CUDA's __byte_perm masks it away
+ * itself, with an instruction. */
+static __device__ __forceinline__ uint32_t bytes_permute(uint32_t a, uint32_t b, uint32_t selector) {
+    uint32_t d;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(selector));
+    return d;
+}
+
+/* (a & mask) | set, as one instruction: of what is shifted afterwards the compiler would make two. */
+static __device__ __forceinline__ uint32_t bits_take(uint32_t a, uint32_t mask, uint32_t set) {
+    uint32_t d;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(d) : "r"(a), "r"(mask), "r"(set));
+    return d;
+}
+
 /* C [16, 8] += A [16, 16] B [16, 8], by a warp, f16 with f32 sums. With g = lane / 4 and q = lane % 4 a lane
  * holds, two f16 to a register (PTX ISA, mma.m16n8k16):
  *

@@ -18,8 +18,8 @@ enum { PLANE_PAD = 32, PLANE_TOKENS = 4 };
 /* Bytes of four entries of a row. */
 __device__ __forceinline__ uint32_t bytes_look_up(const uint32_t table[4], uint32_t selectors,
                                                   uint32_t picks) {
-    return __byte_perm(__byte_perm(table[0], table[1], selectors), __byte_perm(table[2], table[3], selectors),
-                       picks);
+    return bytes_permute(bytes_permute(table[0], table[1], selectors),
+                         bytes_permute(table[2], table[3], selectors), picks);
 }
 
 __device__ __forceinline__ void planes_multiply(const span_codes<BITS> &codes, const tables<BITS> &t,
@@ -28,12 +28,15 @@ __device__ __forceinline__ void planes_multiply(const span_codes<BITS> &codes, c
     for (int half = 0; half < 2; half++) {
         uint32_t a_high[4], a_low[4], b[2] = {0, 0};
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            uint32_t c = component(codes.v[0], 2 * half + i / 2);
-            uint32_t selectors = c & 0x77777777, picks = (c >> 1 & 0x44444444) | 0x32103210;
-            uint32_t shift = 16 * (i % 2);
-            a_high[i] = bytes_look_up(t.high[i % 2], selectors >> shift, picks >> shift);
-            a_low[i] = bytes_look_up(t.low[i % 2], selectors >> shift, picks >> shift);
+        for (int step = 0; step < 2; step++) {
+            uint32_t c = component(codes.v[0], 2 * half + step);
+            uint32_t selectors = bits_take(c, 0x77777777, 0),
+                     picks = bits_take(c >> 1, 0x44444444, 0x32103210);
+#pragma unroll
+            for (int row = 0; row < 2; row++, selectors >>= 16, picks >>= 16) {
+                a_high[2 * step + row] = bytes_look_up(t.high[row], selectors, picks);
+                a_low[2 * step + row] = bytes_look_up(t.low[row], selectors, picks);
+            }
         }
         if (column) {
             uint2 x = *(const uint2 *)(column + 32 * half);
@@ -177,7 +180,7 @@ __global__ void __launch_bounds__(N_THREADS) permute(uint32_t n, uint32_t *out) 
     for (int k = 0; k < VARIANT_PERMUTES / 4; k++)
 #pragma unroll
         for (int c = 0; c < 4; c++)
-            chain[c] = __byte_perm(chain[c], i, chain[c]);
+            chain[c] = bytes_permute(chain[c], i, chain[c]);
     if (i < n)
         out[i] = chain[0] ^ chain[1] ^ chain[2] ^ chain[3];
 }

@@ -108,19 +108,6 @@ inline float __uint_as_float(uint32_t u) {
     memcpy(&f, &u, sizeof f);
     return f;
 }
-/* PTX ISA, prmt, default mode. */
-inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
-    uint64_t bytes = (uint64_t)b << 32 | a;
-    uint32_t result = 0;
-    for (int i = 0; i < 4; i++) {
-        uint32_t s = selector >> 4 * i & 15;
-        uint32_t byte = (uint32_t)(bytes >> 8 * (s & 7)) & 255;
-        if (s & 8)
-            byte = byte & 128 ? 255 : 0;
-        result |= byte << 8 * i;
-    }
-    return result;
-}
 template <typename T> T __ldg(const T *p) {
     return *p;
 }

@@ -21,6 +21,21 @@ inline uint32_t f16x2_bits(float low, float high) {
 inline uint32_t f16x2_sub(uint32_t a, uint32_t b) {
     return f16_bits(f16_value(a) - f16_value(b)) | f16_bits(f16_value(a >> 16) - f16_value(b >> 16)) << 16;
 }
+inline uint32_t bytes_permute(uint32_t a, uint32_t b, uint32_t selector) {
+    uint64_t bytes = (uint64_t)b << 32 | a;
+    uint32_t result = 0;
+    for (int i = 0; i < 4; i++) {
+        uint32_t s = selector >> 4 * i & 15;
+        uint32_t byte = (uint32_t)(bytes >> 8 * (s & 7)) & 255;
+        if (s & 8)
+            byte = byte & 128 ? 255 : 0;
+        result |= byte << 8 * i;
+    }
+    return result;
+}
+inline uint32_t bits_take(uint32_t a, uint32_t mask, uint32_t set) {
+    return (a & mask) | set;
+}
 inline void mma_f16(float c[4], const uint32_t a[4], const uint32_t b[2]) {
     struct {
         float a[4][2], b[2][2]; /* f32 already, so that each value is widened once */
