@@ -144,6 +144,22 @@ template <typename F> static double seconds_of(F launch, int rounds) {
     return std::max(median(seconds), 1e-9);
 }
 
+/* Of a graph of what `launch` launches. */
+template <typename F> static double graph_seconds(F launch) {
+    gpu_launch l = {&card, stream, cudaSuccess};
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
+    launch(&l);
+    check(cudaStreamEndCapture(stream, &graph), "capture");
+    check(l.result, "launch");
+    check(cudaGraphInstantiate(&exec, graph, 0), "graph");
+    double seconds = seconds_of([&] { check(cudaGraphLaunch(exec, stream), "graph"); }, tiny ? 1 : 9);
+    cudaGraphExecDestroy(exec);
+    cudaGraphDestroy(graph);
+    return seconds;
+}
+
 /* Bytes read and written a second by copies on the device. */
 static double copy_bandwidth() {
     size_t n = tiny ? 1 << 20 : (size_t)1 << 30;
@@ -209,18 +225,10 @@ struct matrix_bench {
     }
     /* Of what `launch` does with one of the copies. */
     template <typename F> double seconds_each(F launch) {
-        gpu_launch l = {&card, stream, cudaSuccess};
-        cudaGraph_t graph;
-        cudaGraphExec_t exec;
-        check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
-        for (const gpu_matrix &w : copies)
-            launch(&l, w);
-        check(cudaStreamEndCapture(stream, &graph), "capture");
-        check(l.result, "launch");
-        check(cudaGraphInstantiate(&exec, graph, 0), "graph");
-        double s = seconds_of([&] { check(cudaGraphLaunch(exec, stream), "graph"); }, tiny ? 1 : 9);
-        cudaGraphExecDestroy(exec);
-        cudaGraphDestroy(graph);
+        double s = graph_seconds([&](gpu_launch *l) {
+            for (const gpu_matrix &w : copies)
+                launch(l, w);
+        });
         return s / (double)copies.size();
     }
 };
@@ -414,16 +422,12 @@ static void attention_measure(const sq_device_api *api, sq_device *device, uint3
         n_tokens = std::min(n_tokens, n_ctx / 2);
         s->host->position = n_ctx - n_tokens;
         check(cudaMemcpyAsync(s->step, s->host, sizeof *s->step, cudaMemcpyHostToDevice, stream), "a step");
-        gpu_launch l = {&card, stream, cudaSuccess};
-        double seconds = seconds_of(
-            [&] {
-                for (uint32_t i = 0; i < device->model->hparams.n_layers; i++) {
-                    gpu_attention a = gpu_layer_attention(s, i, n_tokens);
-                    gpu_attend(&l, &a);
-                }
-            },
-            tiny ? 1 : 9);
-        check(l.result, "launch");
+        double seconds = graph_seconds([&](gpu_launch *l) {
+            for (uint32_t i = 0; i < device->model->hparams.n_layers; i++) {
+                gpu_attention a = gpu_layer_attention(s, i, n_tokens);
+                gpu_attend(l, &a);
+            }
+        });
         printf("%s\"%u\": %.5g", n_tokens == 1 ? "" : ", ", n_tokens, seconds);
     }
     api->session_free(s);
