@@ -1,6 +1,6 @@
 /* A quantized matrix as the kernels read it, and how it is made from the file's layout (docs/FORMAT.md). All
- * of this is index arithmetic for host and device: a kernel packs, tests/cuda/test_pack.cpp checks it on the
- * CPU.
+ * of this is index arithmetic for host and device: a kernel packs, tests/cuda/test_products.cpp checks it
+ * on the CPU, through the emulator.
  *
  * Rows go in tiles of 16 slots, inputs in chunks of 64. A lane of a warp holds, of slots g = lane / 4 and
  * g + 8 of a tile, of each chunk 2 × 8 inputs, in the order in which mma wants them (port.cuh): as the sum

@@ -8,6 +8,7 @@
 const sq_device_api *sq_device_api_get(void);
 #ifdef SQ_EMULATED
 void sq_emulator_reverse(bool reverse);
+void sq_emulator_card(int result, int n_cards, int major, size_t n_bytes_free);
 #endif
 static const sq_device_api *api;
 
@@ -111,16 +112,25 @@ static void check_family(const sq_model *model, const sq_model *reference, sq_kv
     api->close(device);
 }
 
+/* To be freed. */
+static void *file_create(tiny_family family, size_t *n_bytes) {
+    tiny_model tiny;
+    gguf_build bytes;
+    tiny_create(&tiny, family);
+    tiny_write(&tiny, &bytes);
+    void *file = aligned_alloc(64, (bytes.n_bytes + 63) / 64 * 64);
+    memcpy(file, bytes.data, bytes.n_bytes);
+    *n_bytes = bytes.n_bytes;
+    build_free(&bytes);
+    tiny_free(&tiny);
+    return file;
+}
+
 static void test_families(void) {
     for (tiny_family family = 0; family < TINY_N_FAMILIES; family++) {
-        tiny_model tiny;
-        gguf_build bytes;
-        tiny_create(&tiny, family);
-        tiny_write(&tiny, &bytes);
-        void *file = aligned_alloc(64, (bytes.n_bytes + 63) / 64 * 64);
-        memcpy(file, bytes.data, bytes.n_bytes);
-        sq_model *exact = model_open(file, bytes.n_bytes, true),
-                 *fast = model_open(file, bytes.n_bytes, false);
+        size_t n_bytes;
+        void *file = file_create(family, &n_bytes);
+        sq_model *exact = model_open(file, n_bytes, true), *fast = model_open(file, n_bytes, false);
         check_family(exact, exact, (sq_kv_type)(family % SQ_N_KV_TYPES));
 #ifdef SQ_EMULATED
         sq_emulator_reverse(true); /* blocks, warps and lanes run the other way: what depends on it shows */
@@ -132,10 +142,52 @@ static void test_families(void) {
         sq_model_close(exact);
         sq_model_close(fast);
         free(file);
-        build_free(&bytes);
-        tiny_free(&tiny);
     }
 }
+
+#ifdef SQ_EMULATED
+/* No driver, no card, an old one: a sentence each. The numbers are cudaError_t's. */
+static void test_cards_that_will_not_do(void) {
+    static const struct {
+        int result, n_cards, major;
+        const char *words;
+    } cases[] = {
+        {35, 0, 9, "driver is missing or too old"},
+        {100, 0, 9, "no NVIDIA GPU"},
+        {0, 0, 9, "no NVIDIA GPU"},
+        {0, 1, 7, "expected compute capability 8.0 or newer, found 7.0"},
+        {1, 1, 9, "looking for a GPU failed"},
+    };
+    sq_device_info info;
+    sq_error error;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        sq_emulator_card(cases[i].result, cases[i].n_cards, cases[i].major, 1 << 30);
+        CHECK_FAILS(api->find(&info, &error), &error, SQ_ERROR_UNSUPPORTED, cases[i].words);
+    }
+    sq_emulator_card(0, 1, 9, 1 << 30);
+}
+
+static void test_memory_that_is_not_there(void) {
+    size_t n_bytes;
+    void *file = file_create(TINY_LLAMA, &n_bytes);
+    sq_model *model = model_open(file, n_bytes, true);
+    sq_device *device;
+    sq_device_session *session;
+    sq_error error;
+    size_t model_bytes = api->model_bytes(model, 0);
+    sq_emulator_card(0, 1, 9, model_bytes - 1);
+    CHECK_FAILS(api->open(model, 0, &device, &error), &error, SQ_ERROR_MEMORY, "for the weights");
+    sq_emulator_card(0, 1, 9, model_bytes);
+    if (CHECK_OK(api->open(model, 0, &device, &error), &error)) {
+        CHECK_FAILS(api->session_create(device, 1 << 20, SQ_KV_F16, &session, &error), &error,
+                    SQ_ERROR_MEMORY, "for a session of 1048576 tokens");
+        api->close(device);
+    }
+    sq_emulator_card(0, 1, 9, 1 << 30);
+    sq_model_close(model);
+    free(file);
+}
+#endif
 
 int main(void) {
     sq_device_info info;
@@ -147,5 +199,9 @@ int main(void) {
     }
     printf("%s\n", info.name);
     RUN(test_families);
+#ifdef SQ_EMULATED
+    RUN(test_cards_that_will_not_do);
+    RUN(test_memory_that_is_not_there);
+#endif
     return check_report();
 }

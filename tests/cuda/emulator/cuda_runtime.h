@@ -217,5 +217,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(
 
 /* In which order blocks, warps and lanes run from now on. */
 extern "C" void sq_emulator_reverse(bool reverse);
+/* What looking for cards says from now on: a cudaError_t, and how many there are, of which compute capability
+ * MAJOR.0; and how much memory is free, which no allocation may exceed. At first: 0, 1, 9, 1 GB. */
+extern "C" void sq_emulator_card(int result, int n_cards, int major, size_t n_bytes_free);
 
 #endif

@@ -220,6 +220,16 @@ extern "C" void sq_emulator_reverse(bool reverse) {
     reverse_order = reverse;
 }
 
+static struct {
+    cudaError_t result;
+    int n_cards, major;
+    size_t n_bytes_free;
+} card = {cudaSuccess, 1, 9, (size_t)1 << 30};
+
+extern "C" void sq_emulator_card(int result, int n_cards, int major, size_t n_bytes_free) {
+    card = {(cudaError_t)result, n_cards, major, n_bytes_free};
+}
+
 /* ---- the host's view --------------------------------------------------------------------------- */
 
 struct emulated_graph {
@@ -258,8 +268,8 @@ cudaError_t cudaGetLastError() {
     return cudaSuccess;
 }
 cudaError_t cudaGetDeviceCount(int *n) {
-    *n = 1;
-    return cudaSuccess;
+    *n = card.n_cards;
+    return card.result;
 }
 cudaError_t cudaSetDevice(int) {
     return cudaSuccess;
@@ -268,7 +278,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int) {
     *properties = {};
     snprintf(properties->name, sizeof properties->name, "CPU, emulating CUDA");
     properties->totalGlobalMem = (size_t)1 << 30;
-    properties->major = 9;
+    properties->major = card.major;
     properties->multiProcessorCount = 3;
     return cudaSuccess;
 }
@@ -293,11 +303,12 @@ cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int) {
     return cudaErrorInvalidValue;
 }
 cudaError_t cudaMemGetInfo(size_t *n_free, size_t *n_total) {
-    *n_free = *n_total = (size_t)1 << 30;
+    *n_free = card.n_bytes_free;
+    *n_total = (size_t)1 << 30;
     return cudaSuccess;
 }
 cudaError_t emulated_malloc(void **p, size_t n_bytes) {
-    if (n_bytes > (size_t)1 << 30 || posix_memalign(p, 256, n_bytes ? n_bytes : 1))
+    if (n_bytes > card.n_bytes_free || posix_memalign(p, 256, n_bytes ? n_bytes : 1))
         return cudaErrorMemoryAllocation;
     memset(*p, 0xff, n_bytes); /* as in shared memory */
     return cudaSuccess;
