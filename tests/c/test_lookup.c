@@ -31,39 +31,49 @@ static void test_guess(void) {
         {"a", ""},
         {"abcdefgh", ""},
         {"abcda", ""},                   /* one token is no evidence */
-        {"abcdab", "cdab"},              /* no further than the timeline goes */
+        {"abcdab", "cda"},               /* no further than the timeline goes */
         {"abcdefghijklmabc", "defghij"}, /* as many as a run takes */
-        {"xabcd yabef zab", "ef zab"},   /* the latest of equal matches */
+        {"xabcd yabef zab", "ef "},      /* the latest of equal matches */
         {"xabcd zabef xab", "cd zabe"},  /* the longest match */
         {"aaaaaa", "a"},                 /* a match may overlap itself */
-        {"abababab", "ab"},
+        {"abababab", "a"},
     };
     char found[SQ_LOOKUP_TOKENS + 1];
     sq_lookup lookup;
     sq_lookup_init(&lookup);
+    lookup.n_guess = SQ_LOOKUP_TOKENS;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         guess(&lookup, cases[i].timeline, 100, found);
         CHECK_STR(found, cases[i].guess);
     }
-    CHECK_EQ(guess(&lookup, "abcdab", 2, found), 2);
+    CHECK_EQ(guess(&lookup, "abcdab", 2, found), 1);
     CHECK_EQ(guess(&lookup, "abcdab", 0, found), 0);
 }
 
-/* Wrong guesses make it careful, right ones bold again. */
+/* Right guesses make it bold, wrong ones careful again. */
 static void test_learn(void) {
+    const char *two = "abcdefghijab", *three = "abcdefghijabc"; /* tokens that are the same */
     char found[SQ_LOOKUP_TOKENS + 1];
     sq_lookup lookup;
     sq_lookup_init(&lookup);
-    sq_lookup_learn(&lookup, 7, 2);
-    CHECK_EQ(guess(&lookup, "abcdefghijab", 100, found), 3);
+    CHECK_EQ(guess(&lookup, two, 100, found), 1);
+    sq_lookup_learn(&lookup, 1, 1);
+    CHECK_EQ(guess(&lookup, two, 100, found), 3);
+    sq_lookup_learn(&lookup, 3, 3);
+    CHECK_EQ(guess(&lookup, two, 100, found), 7);
+    sq_lookup_learn(&lookup, 7, 7);
+    CHECK_EQ(guess(&lookup, two, 100, found), 7);
+    sq_lookup_learn(&lookup, 7, 4);
+    CHECK_EQ(guess(&lookup, two, 100, found), 3);
     sq_lookup_learn(&lookup, 3, 0);
-    CHECK_EQ(guess(&lookup, "abcdefghijab", 100, found), 0);
-    CHECK_EQ(guess(&lookup, "abcdefghijabc", 100, found), 1);
+    CHECK_EQ(guess(&lookup, two, 100, found), 0);
+    CHECK_EQ(guess(&lookup, three, 100, found), 1);
+    sq_lookup_learn(&lookup, 1, 1);
+    CHECK_EQ(guess(&lookup, two, 100, found), 3);
     for (int i = 0; i < 100; i++)
         sq_lookup_learn(&lookup, 1, 0);
+    CHECK_EQ(guess(&lookup, three, 100, found), 0);
     CHECK_EQ(guess(&lookup, "abcdefghijklmnopabcdefghijklmn", 100, found), 1);
-    sq_lookup_learn(&lookup, 1, 1);
-    CHECK_EQ(guess(&lookup, "abcdefghijab", 100, found), 7);
 }
 
 /* ---- sessions ---------------------------------------------------------------------------------- */
