@@ -25,6 +25,7 @@ import lookup
 import startup
 import tables
 from candidates import HERE, SCRIPTS, Candidate, Case, Ours, Peer
+from page import gpu_section, without_gpu
 from random_model import SHAPE
 
 PEER_TYPES = ["Q4_0", "IQ4_NL", "Q4_K_S", "Q3_K_S", "IQ3_S"]
@@ -161,6 +162,7 @@ def main() -> None:
     parts.append(starts(files, args))
     parts.append(tables.looked_up(lookup.measure(files[0][1], args.threads, args.rounds)))
 
+    before = args.out.read_text() if args.out.exists() else ""
     head = (HERE / "BENCHMARKS.head.md").read_text()
     text = head.format(machine=tables.machine(), threads=args.threads, rounds=args.rounds) + "\n".join(parts)
     if args.peer_python:
@@ -170,10 +172,9 @@ def main() -> None:
         )
         command = [args.peer_python, str(HERE / "chart.py"), str(image)]
         subprocess.run(command, check=True, input=json.dumps(charts), text=True)
-        before = args.out.read_text() if args.out.exists() else ""
-        kept = HAND_WRITTEN.search(before)
-        text += "\n" + before[kept.start() :] if kept else ""
-    args.out.write_text(text + tables.gpu_section(args.out))
+        kept = HAND_WRITTEN.search(without_gpu(before))
+        text += "\n" + without_gpu(before)[kept.start() :] if kept else ""
+    args.out.write_text(text + gpu_section(before))
     print(text)
 
 

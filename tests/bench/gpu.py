@@ -14,10 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpu_logits import run_with_plugin
-from sqllm import Model
-from tables import GPU_HEADING, table, without_gpu
-from truth import kl_divergence, run
+from page import GPU_HEADING, table, without_gpu
 
 HERE = Path(__file__).parent
 _SHAPE = {"n_layers": 32, "n_embd": 4096, "n_heads": 32}
@@ -71,6 +68,11 @@ def peer(name: str, seconds: float) -> Json:
 
 def divergence(path: Path, exact: bool, plugin: Path, n_tokens: int) -> float:
     """Mean KL divergence of the GPU's logits from the CPU's exact ones on the README's beginning."""
+    # Here, so that all else can be measured where the package is not installed.
+    from gpu_logits import run_with_plugin
+    from sqllm import Model
+    from truth import kl_divergence, run
+
     with Model(path, device="cpu") as model:
         ids = model.tokenize((HERE.parents[1] / "README.md").read_text())[:n_tokens]
     half = len(ids) // 2

@@ -10,6 +10,7 @@ from typing import Any
 
 from candidates import Candidate, Case, Ours, Peer
 from lookup import N_TOKENS, Lookup
+from page import table
 from startup import N_CTX, Start
 
 
@@ -18,24 +19,6 @@ def machine() -> str:
     names = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
     sets = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16") if f" {name} " in text]
     return f"{names[0] if names else platform.processor()}, {', '.join(sets)}"
-
-
-GPU_HEADING = "## One NVIDIA GPU"  # the last section, of bench-gpu alone
-
-
-def without_gpu(text: str) -> str:
-    return text.split(f"\n{GPU_HEADING}\n")[0]
-
-
-def gpu_section(path: Path) -> str:
-    """What bench-gpu wrote into the page, to be kept."""
-    text = path.read_text() if path.exists() else ""
-    return text[len(without_gpu(text)) :]
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(cells) + " |" for cells in [head, *rows]]
-    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:], ""])
 
 
 def command_of(found: Sequence[Candidate], case: str) -> str:

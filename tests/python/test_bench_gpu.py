@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "tests" / "bench"
 sys.path.insert(0, str(BENCH))
 import gpu  # noqa: E402  (tests/bench is a folder of programs)
-from tables import GPU_HEADING  # noqa: E402
+from page import GPU_HEADING  # noqa: E402
 
 
 @pytest.fixture
