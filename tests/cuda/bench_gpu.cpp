@@ -267,11 +267,9 @@ static void matrices_measure() {
 
 /* ---- variants ---------------------------------------------------------------------------------- */
 
-static void variant_print(const char *what, uint32_t n_out, uint32_t n_tokens, double value,
-                          const char *unit) {
+static void variant_print(const char *what, double value, const char *unit) {
     static const char *comma = "";
-    printf("%s\n{\"what\": \"%s, %u rows, %u tokens\", \"value\": %.5g, \"unit\": \"%s\"}", comma, what,
-           n_out, n_tokens, value, unit);
+    printf("%s\n{\"what\": \"%s\", \"value\": %.5g, \"unit\": \"%s\"}", comma, what, value, unit);
     comma = ",";
 }
 
@@ -281,7 +279,10 @@ static void variants_of(uint32_t n_out, uint32_t n_in) {
     host_matrix host(SQ_TYPE_LUT4, n_out, n_in, 0);
     matrix_bench bench(host);
     auto print = [&](const char *what, uint32_t n_tokens, double seconds) {
-        variant_print(what, n_out, n_tokens, (double)bench.bytes / seconds * 1e-9, "GB/s");
+        char line[100];
+        snprintf(line, sizeof line, "%u × %u, %s, %u token%s", n_out, n_in, what, n_tokens,
+                 n_tokens > 1 ? "s" : "");
+        variant_print(line, (double)bench.bytes / seconds * 1e-9, "GB/s");
     };
     float *scales;
     check(cudaMalloc(&scales, (size_t)n_out * 16 * sizeof(float)), "memory"); /* shuffle's tables too */
@@ -321,7 +322,7 @@ static void variants_measure() {
         },
         tiny ? 1 : 9);
     cudaFree(out);
-    variant_print("byte permutes", n, 1, (double)n * VARIANT_PERMUTES / seconds * 1e-12, "10^12 a second");
+    variant_print("byte permutes", (double)n * VARIANT_PERMUTES / seconds * 1e-12, "10^12 a second");
     for (uint32_t n_out : {4096u, 14336u})
         variants_of(tiny ? 64 : n_out, tiny ? 1024 : 4096);
     printf("]}\n");
