@@ -5,7 +5,6 @@
 #include <string.h>
 
 enum { W = 4, GEMV_ROWS = 2, FEW_ROWS = 2, FEW_TOKENS = 4, VALUE_VECTORS = 4 };
-#define FEW_PASSES  1
 #define GEMM_TOKENS 6
 #define SCORE_ROWS  8
 #define VALUE_ROWS  4

@@ -24,8 +24,10 @@ SQ_INLINE void gemv_tile(dot_tile *dot, int n_rows, int n_tokens, const sq_matri
         sums[i] = vf_zero();
     }
     dot(w, x, ldx, row, n_rows, n_tokens, sums);
-    for (int r = 0; w->rows && r < n_rows; r++) {
-        kept_dot(kept, w, row + r, row1, x, ldx, n_tokens, sums + r * n_tokens);
+    for (int t = 0; w->rows && t < n_tokens; t++) {
+        for (int r = 0; r < n_rows; r++) {
+            sums[r * n_tokens + t] += kept_sum(&kept[t], w, row + r, row1, x + t * ldx);
+        }
     }
     for (int i = 0; i < n_rows * n_tokens; i += 4) {
         v4 totals = vf_sums(sums + i);
@@ -37,13 +39,15 @@ SQ_INLINE void gemv_tile(dot_tile *dot, int n_rows, int n_tokens, const sq_matri
 
 SQ_INLINE void gemv_tokens(dot_tile *dot, int n_rows, int n_tokens, const sq_matrix *w, const float *x,
                            size_t ldx, float *y, size_t ldy, uint32_t row, uint32_t row1) {
-    kept_products kept;
-    kept.begin = kept.end = 0;
+    kept_products kept[FEW_TOKENS];
+    for (int t = 0; t < n_tokens; t++) {
+        kept[t].begin = kept[t].end = 0;
+    }
     for (; row1 - row >= (uint32_t)n_rows; row += n_rows, y += n_rows) {
-        gemv_tile(dot, n_rows, n_tokens, w, x, ldx, y, ldy, row, row1, &kept);
+        gemv_tile(dot, n_rows, n_tokens, w, x, ldx, y, ldy, row, row1, kept);
     }
     for (; row < row1; row++, y++) {
-        gemv_tile(dot, 1, n_tokens, w, x, ldx, y, ldy, row, row1, &kept);
+        gemv_tile(dot, 1, n_tokens, w, x, ldx, y, ldy, row, row1, kept);
     }
 }
 

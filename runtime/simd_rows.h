@@ -5,7 +5,6 @@
  *   GEMV_ROWS             rows that share the loads of x in a product with one token, at most 4
  *   FEW_ROWS, FEW_TOKENS  rows that share the loads of x, and tokens that share the decoded weights, in a
  *                         product with few tokens; both at most 4
- *   FEW_PASSES            of that over the codes: 2 where half of its sums fill the registers, else 1
  *   vf, vu, v4            vectors of W float, W uint32_t, 4 float
  *   vf_zero vf_set1 vf_load vf_store vf_fma
  *   vf_load_n vf_store_n  the first n lanes alone, n <= W; the others are zero, memory past n untouched
@@ -60,30 +59,24 @@ SQ_INLINE void prefetch(prefetcher *p, size_t n_bytes) {
 /* ---- kept weights: docs/FORMAT.md 2 ----------------------------------------------------------- */
 
 /* A row keeps few weights, a varying number: too few to fill vectors, and a loop over them would be
- * mispredicted. So their products with the x of n_tokens are made for a stretch of rows at once, and a row
- * adds its slice, product k of a row always in lane k mod W. */
+ * mispredicted. So their products with x are made for a stretch of rows at once, and a row adds its
+ * slice, product k of a row always in lane k mod W. */
 enum { KEPT_PRODUCTS = 256 };
 
 typedef struct kept_products {
     uint32_t begin, end; /* of the matrix's kept weights */
-    float products[FEW_TOKENS][KEPT_PRODUCTS];
+    float products[KEPT_PRODUCTS];
 } kept_products;
 
-static void kept_fill(kept_products *kept, const sq_matrix *w, uint32_t begin, uint32_t end, const float *x,
-                      size_t ldx, int n_tokens) {
+static void kept_fill(kept_products *kept, const sq_matrix *w, uint32_t begin, uint32_t end, const float *x) {
     kept->begin = begin;
     kept->end = end - begin < KEPT_PRODUCTS ? end : begin + KEPT_PRODUCTS;
     uint32_t k = begin;
     for (; w->cols16 && kept->end - k >= W; k += W) {
-        vf weights = vf_load_f16(w->vals + k);
-        for (int t = 0; t < n_tokens; t++) {
-            vf_store(kept->products[t] + (k - begin), weights * vf_gather(x + t * ldx, w->cols16 + k));
-        }
+        vf_store(kept->products + (k - begin), vf_load_f16(w->vals + k) * vf_gather(x, w->cols16 + k));
     }
     for (; k < kept->end; k++) {
-        for (int t = 0; t < n_tokens; t++) {
-            kept->products[t][k - begin] = f16_to_f32(w->vals[k]) * x[t * ldx + sq_column(w, k)];
-        }
+        kept->products[k - begin] = f16_to_f32(w->vals[k]) * x[sq_column(w, k)];
     }
     for (; k < kept->end + KEPT_PRODUCTS; k += 64 / sizeof *w->vals) {
         __builtin_prefetch(w->vals + k);
@@ -91,42 +84,27 @@ static void kept_fill(kept_products *kept, const sq_matrix *w, uint32_t begin, u
     }
 }
 
-/* sums[t] += the products k … end-1, which are ready and fit into a vector. */
-SQ_INLINE void kept_add_slice(const kept_products *kept, uint32_t k, uint32_t end, int n_tokens, vf *sums) {
-    for (int t = 0; t < n_tokens; t++) {
-        sums[t] += vf_load_n(kept->products[t] + (k - kept->begin), end - k);
-    }
-}
-
-/* The same of products that are not ready or more; `limit` ends the rows that this call is about. */
-static __attribute__((noinline)) void kept_add_any(kept_products *kept, const sq_matrix *w, uint32_t k,
-                                                   uint32_t end, uint32_t limit, const float *x, size_t ldx,
-                                                   int n_tokens, vf *sums) {
+/* The products k … end-1 of one row; `limit` ends the rows that this call is about. */
+static __attribute__((noinline)) vf kept_sum_any(kept_products *kept, const sq_matrix *w, uint32_t k,
+                                                 uint32_t end, uint32_t limit, const float *x) {
+    vf sum = vf_zero();
     for (; k < end; k += W) {
         uint32_t n = end - k < W ? end - k : W;
         if (k + n > kept->end) {
-            kept_fill(kept, w, k, limit, x, ldx, n_tokens);
+            kept_fill(kept, w, k, limit, x);
         }
-        kept_add_slice(kept, k, k + n, n_tokens, sums);
+        sum += vf_load_n(kept->products + (k - kept->begin), n);
     }
+    return sum;
 }
 
-/* sums[t] += what the row's kept weights add to its product with token t; row1 ends the rows of this call. */
-SQ_INLINE void kept_dot(kept_products *kept, const sq_matrix *w, uint32_t row, uint32_t row1, const float *x,
-                        size_t ldx, int n_tokens, vf *sums) {
+/* The same; nearly always the products are ready and fit into a vector. */
+SQ_INLINE vf kept_sum(kept_products *kept, const sq_matrix *w, uint32_t row, uint32_t row1, const float *x) {
     uint32_t k = (uint32_t)w->rows[row], end = (uint32_t)w->rows[row + 1];
     if (end - k <= W && end <= kept->end) {
-        kept_add_slice(kept, k, end, n_tokens, sums);
-    } else {
-        vf slices[FEW_TOKENS];
-        for (int t = 0; t < n_tokens; t++) {
-            slices[t] = vf_zero();
-        }
-        kept_add_any(kept, w, k, end, (uint32_t)w->rows[row1], x, ldx, n_tokens, slices);
-        for (int t = 0; t < n_tokens; t++) {
-            sums[t] += slices[t];
-        }
+        return vf_load_n(kept->products + (k - kept->begin), end - k);
     }
+    return kept_sum_any(kept, w, k, end, (uint32_t)w->rows[row1], x);
 }
 
 static void kept_add(const sq_matrix *w, uint32_t row, float *out) {
@@ -159,21 +137,26 @@ SQ_INLINE uint32_t block_of(int bits) {
     return BLOCK_DWORDS * n_per_dword(bits);
 }
 
-/* Vector h of a full plane (D = 16) covers the positions 16 j + W h …: field j of its own dwords. Adds the
- * products with fields first, first + step …; even ones go to one sum of a row and token, odd ones to
- * another. */
+/* Vector h of a full plane (D = 16) covers the positions 16 j + W h …: field j of its own dwords. */
 SQ_INLINE void plane_dot(int bits, int n_rows, int n_tokens, const lut_table *tables, const vu *plane,
-                         const float *x, size_t ldx, int first, int step, vf (*sums)[2]) {
-    for (int j = first; j < n_fields(bits); j += step) {
-        vf xs[FEW_TOKENS];
-        for (int t = 0; t < n_tokens; t++) {
-            xs[t] = vf_load(x + t * ldx + BLOCK_DWORDS * j);
-        }
-        for (int r = 0; r < n_rows; r++) {
-            vf weights = lut_at(bits, &tables[r], plane[r] >> field_bits(bits) * j);
+                         const float *x, size_t ldx, vf (*sums)[2]) {
+    vu codes[GEMV_ROWS];
+    for (int r = 0; r < n_rows; r++) {
+        codes[r] = plane[r];
+    }
+    for (int j = 0; j < n_fields(bits); j += 2) {
+        for (int k = 0; k < 2; k++, x += BLOCK_DWORDS) {
+            vf xs[FEW_TOKENS];
             for (int t = 0; t < n_tokens; t++) {
-                vf *sum = &sums[r * n_tokens + t][j % 2];
-                *sum = vf_fma(weights, xs[t], *sum);
+                xs[t] = vf_load(x + t * ldx);
+            }
+            for (int r = 0; r < n_rows; r++) {
+                vf weights = lut_at(bits, &tables[r], codes[r]);
+                codes[r] >>= field_bits(bits);
+                for (int t = 0; t < n_tokens; t++) {
+                    vf *sum = &sums[r * n_tokens + t][k];
+                    *sum = vf_fma(weights, xs[t], *sum);
+                }
             }
         }
     }
@@ -239,29 +222,6 @@ SQ_INLINE void dwords_add_spare(dwords *spare, const dwords *plane, int p) {
     }
 }
 
-/* The full blocks of rows: adds the products with the given fields. */
-SQ_INLINE void blocks_dot(int bits, const sq_matrix *w, const float *x, size_t ldx, int n_rows, int n_tokens,
-                          const uint8_t *const *rows, const lut_table *tables, prefetcher *ahead, int first,
-                          int step, vf (*sums)[2]) {
-    const uint32_t n_planes = n_planes_of(bits), block = block_of(bits);
-    for (uint32_t b = 0; b < w->n_in / block; b++, x += block) {
-        for (int h = 0; h < BLOCK_DWORDS / W; h++) {
-            vu plane[GEMV_ROWS], spare[GEMV_ROWS];
-            for (uint32_t p = 0; p < n_planes; p++) {
-                for (int r = 0; r < n_rows; r++) {
-                    plane[r] = vu_load(rows[r] + 64 * (b * n_planes + p) + 4 * W * h);
-                    prefetch(ahead, 4 * W / step);
-                    spare[r] = p ? spare[r] | spare_bits(plane[r], p) : spare_bits(plane[r], p);
-                }
-                plane_dot(bits, n_rows, n_tokens, tables, plane, x + 128 * p + W * h, ldx, first, step, sums);
-            }
-            if (bits == 3) {
-                plane_dot(bits, n_rows, n_tokens, tables, spare, x + 384 + W * h, ldx, first, step, sums);
-            }
-        }
-    }
-}
-
 /* dot_tile, below. */
 SQ_INLINE void lut_dot(int bits, const sq_matrix *w, const float *x, size_t ldx, uint32_t row, int n_rows,
                        int n_tokens, vf *sums) {
@@ -277,15 +237,24 @@ SQ_INLINE void lut_dot(int bits, const sq_matrix *w, const float *x, size_t ldx,
     for (int i = 0; i < n_rows * n_tokens; i++) {
         partial[i][0] = partial[i][1] = vf_zero();
     }
-    if (n_tokens == 1 || FEW_PASSES == 1) {
-        blocks_dot(bits, w, x, ldx, n_rows, n_tokens, codes, tables, &ahead, 0, 1, partial);
-    } else {
-        blocks_dot(bits, w, x, ldx, n_rows, n_tokens, codes, tables, &ahead, 0, 2, partial);
-        blocks_dot(bits, w, x, ldx, n_rows, n_tokens, codes, tables, &ahead, 1, 2, partial);
-    }
-    x += w->n_in / block * block;
-    for (int r = 0; r < n_rows; r++) {
-        codes[r] += w->n_in / block * 64 * n_planes;
+    for (uint32_t b = 0; b < w->n_in / block; b++, x += block) {
+        for (int h = 0; h < BLOCK_DWORDS / W; h++) {
+            vu plane[GEMV_ROWS], spare[GEMV_ROWS];
+            for (uint32_t p = 0; p < n_planes; p++) {
+                for (int r = 0; r < n_rows; r++) {
+                    plane[r] = vu_load(codes[r] + 64 * p + 4 * W * h);
+                    prefetch(&ahead, 4 * W);
+                    spare[r] = p ? spare[r] | spare_bits(plane[r], p) : spare_bits(plane[r], p);
+                }
+                plane_dot(bits, n_rows, n_tokens, tables, plane, x + 128 * p + W * h, ldx, partial);
+            }
+            if (bits == 3) {
+                plane_dot(bits, n_rows, n_tokens, tables, spare, x + 384 + W * h, ldx, partial);
+            }
+        }
+        for (int r = 0; r < n_rows; r++) {
+            codes[r] += 64 * n_planes;
+        }
     }
     uint32_t left = w->n_in % block;
     if (left) {

@@ -5,7 +5,6 @@
 #include <string.h>
 
 enum { W = 8, GEMV_ROWS = 2, FEW_ROWS = 1, FEW_TOKENS = 4, FIXED_TILE_ROWS = 4, VALUE_VECTORS = 2 };
-#define FEW_PASSES         1
 #define GEMM_TOKENS        3
 #define FIXED_TILE_VECTORS 2
 #define SCORE_ROWS         4

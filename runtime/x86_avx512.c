@@ -3,8 +3,7 @@
 
 #include <immintrin.h>
 
-enum { W = 16, GEMV_ROWS = 4, FEW_ROWS = 4, FEW_TOKENS = 4, FIXED_TILE_ROWS = 8, VALUE_VECTORS = 4 };
-#define FEW_PASSES         2
+enum { W = 16, GEMV_ROWS = 4, FEW_ROWS = 2, FEW_TOKENS = 4, FIXED_TILE_ROWS = 8, VALUE_VECTORS = 4 };
 #define GEMM_TOKENS        6
 #define FIXED_TILE_VECTORS 3
 #define SCORE_ROWS         8
