@@ -16,6 +16,7 @@ from typing import Any
 import gguf
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from . import __version__, allocate, memory, plan, writer
 from .arch import Kind, Tensor
@@ -26,7 +27,7 @@ from .errors import ConvertError
 from .official import OfficialCheckpoint
 from .options import Options
 from .progress import Progress, duration, size
-from .quantize import PARTS, Recipe, estimate_loss
+from .quantize import PARTS, Recipe, estimate_losses
 from .sources import TokenizerSource, read_tokenizer
 from .sums import GradientFolder, Sums, SumsFile, SumsFiles
 from .tune import tune
@@ -306,10 +307,10 @@ def _allocate(job: Job) -> None:
 def _estimate(job: Job, tensor: Tensor) -> dict[allocate.Setting, float]:
     assert job.sums is not None
     values, measured = read_tensor(job.checkpoint, tensor), job.sums.read(tensor)
-    return {
-        setting: estimate_loss(values, measured, _recipe(job, setting), job.options.threads)
-        for setting in allocate.SETTINGS
-    }
+    recipes = [_recipe(job, setting) for setting in allocate.SETTINGS]
+    with threadpool_limits(1, "blas"):  # whose last bits depend on the number of its threads
+        losses = estimate_losses(values, measured, recipes, job.options.threads)
+    return dict(zip(allocate.SETTINGS, losses, strict=True))
 
 
 def _recipe(job: Job, setting: allocate.Setting) -> Recipe:

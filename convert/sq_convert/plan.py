@@ -13,6 +13,7 @@ from . import allocate, memory, tune
 from .arch import Kind, Tensor
 from .checkpoint import Checkpoint
 from .errors import ConvertError
+from .measure import MOMENTS
 from .options import Options
 from .progress import duration, size
 from .quantize import SAMPLE, part_bytes
@@ -153,6 +154,9 @@ def _seconds(options: Options, n_all: int, matrices: Sequence[Tensor], device: s
     if options.allocates:
         tried = sum(_fit_seconds(options, tensor, min(SAMPLE, tensor.shape[0])) for tensor in matrices)
         seconds += len(allocate.SETTINGS) * tried
+    if options.measure is MOMENTS:
+        n_factored = sum(tensor.shape[1] ** 3 for tensor in matrices)
+        seconds += (1 + options.allocates) * n_factored * FACTOR_SECONDS
     if options.calibrates:
         # Forward 2, gradients of activations 2, of weights 2 operations per weight and token, for moments 2
         # per pair of inputs; attention, the head's softmax and what is no product cost about as much again on
@@ -177,7 +181,6 @@ def _fit_seconds(options: Options, tensor: Tensor, n_rows: int) -> float:
     seconds = n_weights * CLUSTER_SECONDS[options.bits] / options.threads
     if options.method == "guided":
         seconds += n_weights * tensor.shape[1] * REFINE_SECONDS / options.threads
-        seconds += tensor.shape[1] ** 3 * FACTOR_SECONDS
     return seconds
 
 

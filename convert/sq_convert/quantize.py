@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .cluster import cluster_rows
 from .outliers import kept_by_inputs, kept_weights
 from .pack import pack, row_bytes, unpack
-from .refine import refine_rows
+from .refine import Curvature, curvature_of, refine_rows
 
 F16_MAX = 65504.0
 PARTS = ("codes", "lut", "rows", "cols", "vals")
@@ -42,44 +42,57 @@ def quantize_matrix(
     ``rows``, ``cols`` and ``vals`` are absent where no weight is kept. ``torch_device``: where PyTorch fits
     the tables; None: the C library does.
     """
-    kept = _kept(values, measured, recipe)
-    table, indices = _fit(values, kept, measured, recipe, threads, torch_device)
+    known = _known(measured, recipe, torch_device)
+    kept = _kept(values, known, recipe)
+    table, indices = _fit(values, kept, known, recipe, threads, torch_device)
     return assemble(values, kept, table, indices, recipe.bits)
 
 
-def estimate_loss(
-    values: NDArray[np.float32], measured: NDArray[np.float32], recipe: Recipe, threads: int
-) -> float:
-    """How much the recipe's errors cost, ½ Σ (ŵ - w)ᵀ H (ŵ - w) over the rows, from SAMPLE of them.
+def estimate_losses(
+    values: NDArray[np.float32], measured: NDArray[np.float32], recipes: Sequence[Recipe], threads: int
+) -> list[float]:
+    """How much the errors of each recipe cost, ½ Σ (ŵ - w)ᵀ H (ŵ - w) over the rows, from SAMPLE of them. The
+    recipes are of one method.
 
     H is what the method has measured, or the diagonal matrix of it. Only ratios between matrices of one
     calibration mean something.
     """
     rows = np.unique(np.linspace(0, len(values) - 1, SAMPLE).astype(np.intp))
-    kept, sample = _kept(values, measured, recipe)[rows], values[rows]
-    guided = recipe.method == "guided"
-    weights = measured if guided else measured[rows]
-    table, indices = _fit(sample, kept, weights, recipe, threads, None)
-    decoded = np.take_along_axis(table.astype(np.float32), indices.astype(np.intp), axis=1)
-    error = np.where(kept, 0, decoded - sample)
-    cost = float(np.sum(error * (error @ weights if guided else error * weights), dtype=np.float64))
-    return max(0.0, cost) / 2 * len(values) / len(rows)
+    sample, known = values[rows], _known(measured, recipes[0], None)
+    costs = []
+    for recipe in recipes:
+        kept = _kept(values, known, recipe)[rows]
+        guided = isinstance(known, Curvature)
+        table, indices = _fit(sample, kept, known if guided else measured[rows], recipe, threads, None)
+        decoded = np.take_along_axis(table.astype(np.float32), indices.astype(np.intp), axis=1)
+        error = np.where(kept, 0, decoded - sample)
+        weighed = error @ measured if guided else error * measured[rows]
+        cost = float(np.sum(error * weighed, dtype=np.float64))
+        costs.append(max(0.0, cost) / 2 * len(values) / len(rows))
+    return costs
 
 
-def _kept(
-    values: NDArray[np.float32], measured: NDArray[np.float32] | None, recipe: Recipe
-) -> NDArray[np.bool_]:
+Known = NDArray[np.float32] | Curvature | None  # of a matrix, besides its weights
+
+
+def _known(measured: NDArray[np.float32] | None, recipe: Recipe, torch_device: str | None) -> Known:
+    if recipe.method != "guided":
+        return measured
+    assert measured is not None
+    return curvature_of(measured, torch_device)
+
+
+def _kept(values: NDArray[np.float32], known: Known, recipe: Recipe) -> NDArray[np.bool_]:
     """Mask of the weights that the file keeps exactly."""
-    if recipe.method == "guided":
-        assert measured is not None
-        return kept_by_inputs(values, np.diag(measured), recipe.outliers)
-    return kept_weights(values, measured if recipe.sensitive else None, recipe.outliers, recipe.sensitive)
+    if isinstance(known, Curvature):
+        return kept_by_inputs(values, known.diagonal, recipe.outliers)
+    return kept_weights(values, known if recipe.sensitive else None, recipe.outliers, recipe.sensitive)
 
 
 def _fit(
     values: NDArray[np.float32],
     kept: NDArray[np.bool_],
-    measured: NDArray[np.float32] | None,
+    known: Known,
     recipe: Recipe,
     threads: int,
     torch_device: str | None,
@@ -88,12 +101,11 @@ def _fit(
     k = 2**recipe.bits
     if recipe.method == "rtn":
         return _uniform_rows(values, kept, k)
-    if recipe.method != "guided":
-        return cluster_rows(values, measured, kept, k, threads, torch_device)[:2]
-    assert measured is not None
-    weights = np.ascontiguousarray(np.broadcast_to(np.diag(measured), values.shape))
+    if not isinstance(known, Curvature):
+        return cluster_rows(values, known, kept, k, threads, torch_device)[:2]
+    weights = np.ascontiguousarray(np.broadcast_to(known.diagonal, values.shape))
     table, indices, _ = cluster_rows(values, weights, kept, k, threads, torch_device)
-    return refine_rows(values, measured, kept, table, indices, threads, torch_device)[:2]
+    return refine_rows(values, known, kept, table, indices, threads, torch_device)[:2]
 
 
 def assemble(

@@ -24,34 +24,56 @@ class Refined(NamedTuple):
     objective: NDArray[np.float64]  # [n_rows, steps]: of the start and after each step, never rising
 
 
+class Curvature(NamedTuple):
+    """H ``[n_cols, n_cols]`` in the form that refinement takes it in; None where no token has any inputs."""
+
+    diagonal: NDArray[np.float32]  # [n_cols] of H as it was measured
+    order: NDArray[np.intp]  # [n_cols] of the columns: what matters most is settled first
+    hessian: NDArray[np.float32] | None  # shrunk and damped, in that order; in tiles, but for PyTorch
+    factor: NDArray[np.float32] | None  # M of H = M D Mᵀ, the same
+
+
+def curvature_of(hessian: NDArray[np.float32], torch_device: str | None = None) -> Curvature:
+    """What rows with these moments of their inputs are refined by; ``torch_device`` as for refine_rows.
+
+    H is shrunk towards its diagonal first: what its tokens happen to have in common off the diagonal is less
+    certain than the diagonal is (J. Schäfer and K. Strimmer, "A shrinkage approach to large-scale covariance
+    matrix estimation", 2005); docs/QUALITY.md has what that gains.
+    """
+    diagonal = np.diag(hessian).copy()
+    order = np.argsort(-diagonal, kind="stable")
+    if not hessian.any():  # nothing is worse than anything else
+        return Curvature(diagonal, order, None, None)
+    shrunk = _shrunk(hessian[np.ix_(order, order)])
+    factor, damped = _rounding_factor(shrunk), _damped(shrunk, DAMPING)
+    del shrunk
+    if torch_device:
+        return Curvature(diagonal, order, damped, factor)
+    return Curvature(diagonal, order, _tiles(damped), _tiles(factor))
+
+
 def refine_rows(
     values: NDArray[np.float32],
-    hessian: NDArray[np.float32],
+    curvature: Curvature,
     kept: NDArray[np.bool_] | None,
     table: NDArray[np.float16],
     indices: NDArray[np.uint8],
     threads: int,
     torch_device: str | None = None,
 ) -> Refined:
-    """Lowers ``(ŵ - w)ᵀ H (ŵ - w)`` of each row of ``values`` ``[n_rows, n_cols]``, H ``[n_cols, n_cols]``,
-    from a first ``table`` and ``indices``, which stay as they are. ``kept`` weights have no error.
-    ``torch_device``: where PyTorch computes it; None: the C library does.
-
-    H is shrunk towards its diagonal first: what its tokens happen to have in common off the diagonal is less
-    certain than the diagonal is (J. Schäfer and K. Strimmer, "A shrinkage approach to large-scale covariance
-    matrix estimation", 2005); docs/QUALITY.md has what that gains.
+    """Lowers ``(ŵ - w)ᵀ H (ŵ - w)`` of each row of ``values`` ``[n_rows, n_cols]`` from a first ``table`` and
+    ``indices``, which stay as they are. ``kept`` weights have no error. ``torch_device``: where PyTorch
+    computes it; None: the C library does.
     """
-    if not hessian.any():  # inputs that no token has: nothing is worse than anything else
+    if curvature.hessian is None:
         return Refined(table, indices, np.zeros((len(values), N_OBJECTIVES)))
-    order = np.argsort(-np.diag(hessian), kind="stable")  # what matters most is settled first
-    hessian = _shrunk(hessian[np.ix_(order, order)])
+    order = curvature.order
     values, indices = np.ascontiguousarray(values[:, order]), np.ascontiguousarray(indices[:, order])
     kept = None if kept is None else np.ascontiguousarray(kept[:, order])
-    damped, factor = _damped(hessian, DAMPING), _rounding_factor(hessian)
     if torch_device:
-        found = _refine_on_torch(values, damped, factor, kept, table, indices, torch_device)
+        found = _refine_on_torch(values, curvature, kept, table, indices, torch_device)
     else:
-        found = _refine_in_c(values, damped, factor, kept, table, indices, threads)
+        found = _refine_in_c(values, curvature, kept, table, indices, threads)
     refined = np.empty_like(indices)
     refined[:, order] = found.indices
     return found._replace(indices=refined)
@@ -59,8 +81,7 @@ def refine_rows(
 
 def _refine_in_c(
     values: NDArray[np.float32],
-    damped: NDArray[np.float32],
-    factor: NDArray[np.float32],
+    curvature: Curvature,
     kept: NDArray[np.bool_] | None,
     table: NDArray[np.float16],
     indices: NDArray[np.uint8],
@@ -71,8 +92,8 @@ def _refine_in_c(
     table, objective = table.copy(), np.empty((n_rows, N_OBJECTIVES), np.float64)
     status = library().sq_refine_rows(
         pointer(values, np.float32),
-        pointer(_tiles(damped), np.float32),
-        pointer(_tiles(np.triu(factor, 1)), np.float32),
+        pointer(curvature.hessian, np.float32),
+        pointer(curvature.factor, np.float32),
         pointer(kept, np.bool_),
         n_rows,
         n_cols,
@@ -102,8 +123,7 @@ def _tiles(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _refine_on_torch(
     values: NDArray[np.float32],
-    damped: NDArray[np.float32],
-    factor: NDArray[np.float32],
+    curvature: Curvature,
     kept: NDArray[np.bool_] | None,
     table: NDArray[np.float16],
     indices: NDArray[np.uint8],
@@ -113,7 +133,8 @@ def _refine_on_torch(
 
     from .refine_torch import refine
 
-    there = [torch.from_numpy(array).to(device) for array in (values, damped, factor, table, indices)]
+    arrays = (values, curvature.hessian, curvature.factor, table, indices)
+    there = [torch.from_numpy(array).to(device) for array in arrays]
     kept_there = None if kept is None else torch.from_numpy(kept).to(device)
     found = refine(there[0], there[1], there[2], kept_there, there[3], there[4], (N_OBJECTIVES - 1) // 4)
     return Refined(*(part.cpu().numpy() for part in found))
@@ -134,9 +155,9 @@ def _damped(hessian: NDArray[np.float32], damping: float) -> NDArray[np.float32]
 
 
 def _rounding_factor(hessian: NDArray[np.float32]) -> NDArray[np.float32]:
-    """M of H = M D Mᵀ, upper triangular with a unit diagonal: Cholesky's factor of H read backwards."""
+    """M of H = M D Mᵀ above its unit diagonal: Cholesky's factor of H read backwards, an upper triangle."""
     damped = _damped(hessian, ROUNDING_DAMPING)[::-1, ::-1].astype(np.float64)
     lower = np.linalg.cholesky(damped)
     factor: NDArray[np.float32]
-    factor = np.ascontiguousarray((lower / np.diag(lower))[::-1, ::-1], np.float32)
+    factor = np.triu((lower / np.diag(lower))[::-1, ::-1].astype(np.float32), 1)
     return factor

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from sq_convert.cluster import cluster_rows
 from sq_convert.quantize import PARTS, Recipe
-from sq_convert.refine import DAMPING, SHRINKAGE, Refined, refine_rows
+from sq_convert.refine import DAMPING, SHRINKAGE, Refined, curvature_of, refine_rows
 from sq_convert.workers import Task
 
 Floats = NDArray[np.float32]
@@ -27,7 +27,8 @@ class Problem(NamedTuple):
         return table, indices
 
     def refine(self, k: int, threads: int = 1, torch_device: str | None = None) -> Refined:
-        return refine_rows(self.values, self.hessian, self.kept, *self.start(k), threads, torch_device)
+        curvature = curvature_of(self.hessian, torch_device)
+        return refine_rows(self.values, curvature, self.kept, *self.start(k), threads, torch_device)
 
     def counted(self) -> NDArray[np.float64]:
         """H as it counts: shrunk towards its diagonal, damped."""
