@@ -25,7 +25,7 @@ SET_UP := scripts/setup.sh pyproject.toml constraints.txt CMakeLists.txt $(C_SOU
 run: export SQ_RUN_PROMPT := $(value PROMPT)
 unexport PROMPT
 
-.PHONY: run setup test test-gpu test-lm-eval lint bench bench-peers bench-gpu quality clean
+.PHONY: run setup test test-gpu gpu-found test-lm-eval lint bench bench-peers bench-gpu quality clean
 
 run: $(STAMPS)/run $(MODEL)
 	@scripts/run.sh $(MODEL)
@@ -47,10 +47,13 @@ bench: $(STAMPS)/run
 bench-peers: $(STAMPS)/run
 	@tests/bench/run.sh peers
 
+gpu-found:
+	@tests/bench/gpu.sh found
+
 test-gpu:
 	@tests/bench/gpu.sh test
 
-bench-gpu: $(STAMPS)/run $(MODEL)
+bench-gpu: gpu-found $(STAMPS)/run $(MODEL)
 	@tests/bench/gpu.sh bench
 
 quality: $(STAMPS)/run

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# gpu.sh test|bench: builds the plugin and its tests with nvcc under build/gpu and runs the tests that need a GPU, once
+# gpu.sh test|bench|found: builds the plugin and its tests with nvcc under build/gpu and runs the tests that need a GPU, once
 # more under compute-sanitizer where that is installed; "bench" then measures, and writes build/bench/gpu.json and the
-# GPU's section of docs/BENCHMARKS.md. Called by `make test-gpu` and `make bench-gpu`.
+# GPU's section of docs/BENCHMARKS.md; "found" says what is missing, before anything takes time. Called by `make test-gpu`
+# and `make bench-gpu`.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -13,8 +14,9 @@ absent() {
 
 what=$1
 programs=build/gpu/tests/cuda
-nvidia-smi -L >/dev/null 2>&1 || absent "$what-gpu: no NVIDIA GPU is there (nvidia-smi finds none)"
-command -v nvcc >/dev/null || absent "$what-gpu: nvcc is missing; install NVIDIA's CUDA toolkit, version 12.4 or newer"
+nvidia-smi -L >/dev/null 2>&1 || absent "${what/found/bench}-gpu: no NVIDIA GPU is there (nvidia-smi finds none)"
+command -v nvcc >/dev/null || absent "${what/found/bench}-gpu: nvcc is missing; install NVIDIA's CUDA toolkit, version 12.4 or newer"
+[ "$what" != found ] || exit 0
 mkdir -p build/bench
 if ! { cmake -S . -B build/gpu -G Ninja -DSQ_TESTS=ON -DSQ_TOOLS=OFF -DSQ_CUDA=ON \
     -DCMAKE_CUDA_ARCHITECTURES=native && cmake --build build/gpu --target sq_cuda gpu_test_device gpu_test_products \
