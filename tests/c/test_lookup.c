@@ -141,17 +141,13 @@ static void random_walk(pair p) {
 }
 
 static void check_family(tiny_family family, const char *kv) {
-    tiny_model tiny;
-    gguf_build bytes;
-    tiny_create(&tiny, family);
-    tiny_write(&tiny, &bytes);
-    void *file = aligned_alloc(64, (bytes.n_bytes + 63) / 64 * 64);
-    memcpy(file, bytes.data, bytes.n_bytes);
+    size_t n_bytes;
+    void *file = tiny_file(family, &n_bytes);
     sq_model *model;
     sq_error error;
     sq_session_options options = {.n_ctx = N_CTX, .n_threads = 2, .kv = kv, .profile = true};
     pair p;
-    if (!CHECK_OK(sq_model_open_memory(file, bytes.n_bytes, NULL, &model, &error), &error) ||
+    if (!CHECK_OK(sq_model_open_memory(file, n_bytes, NULL, &model, &error), &error) ||
         !CHECK_OK(sq_session_create(model, &options, &p.plain, &error), &error) ||
         !CHECK_OK(sq_session_create(model, &options, &p.ahead, &error), &error))
         exit(check_report());
@@ -160,8 +156,6 @@ static void check_family(tiny_family family, const char *kv) {
     sq_session_free(p.plain);
     sq_session_free(p.ahead);
     sq_model_close(model);
-    build_free(&bytes);
-    tiny_free(&tiny);
     free(file);
 }
 

@@ -451,4 +451,18 @@ static void tiny_free(tiny_model *m) {
     build_free(&m->keys);
 }
 
+/* The file of a tiny model, aligned as a mapped one is; to be freed. */
+__attribute__((unused)) static void *tiny_file(tiny_family family, size_t *n_bytes) {
+    tiny_model tiny;
+    gguf_build bytes;
+    tiny_create(&tiny, family);
+    tiny_write(&tiny, &bytes);
+    void *file = aligned_alloc(64, (bytes.n_bytes + 63) / 64 * 64);
+    memcpy(file, bytes.data, bytes.n_bytes);
+    *n_bytes = bytes.n_bytes;
+    build_free(&bytes);
+    tiny_free(&tiny);
+    return file;
+}
+
 #endif

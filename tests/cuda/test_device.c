@@ -112,24 +112,10 @@ static void check_family(const sq_model *model, const sq_model *reference, sq_kv
     api->close(device);
 }
 
-/* To be freed. */
-static void *file_create(tiny_family family, size_t *n_bytes) {
-    tiny_model tiny;
-    gguf_build bytes;
-    tiny_create(&tiny, family);
-    tiny_write(&tiny, &bytes);
-    void *file = aligned_alloc(64, (bytes.n_bytes + 63) / 64 * 64);
-    memcpy(file, bytes.data, bytes.n_bytes);
-    *n_bytes = bytes.n_bytes;
-    build_free(&bytes);
-    tiny_free(&tiny);
-    return file;
-}
-
 static void test_families(void) {
     for (tiny_family family = 0; family < TINY_N_FAMILIES; family++) {
         size_t n_bytes;
-        void *file = file_create(family, &n_bytes);
+        void *file = tiny_file(family, &n_bytes);
         sq_model *exact = model_open(file, n_bytes, true), *fast = model_open(file, n_bytes, false);
         check_family(exact, exact, (sq_kv_type)(family % SQ_N_KV_TYPES));
 #ifdef SQ_EMULATED
@@ -169,7 +155,7 @@ static void test_cards_that_will_not_do(void) {
 
 static void test_memory_that_is_not_there(void) {
     size_t n_bytes;
-    void *file = file_create(TINY_LLAMA, &n_bytes);
+    void *file = tiny_file(TINY_LLAMA, &n_bytes);
     sq_model *model = model_open(file, n_bytes, true);
     sq_device *device;
     sq_device_session *session;

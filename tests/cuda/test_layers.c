@@ -5,19 +5,6 @@
 #include "model.h"
 #include "tiny_model.h"
 
-static void *file_create(tiny_family family, size_t *n_bytes) {
-    tiny_model tiny;
-    gguf_build bytes;
-    tiny_create(&tiny, family);
-    tiny_write(&tiny, &bytes);
-    void *file = aligned_alloc(64, (bytes.n_bytes + 63) / 64 * 64);
-    memcpy(file, bytes.data, bytes.n_bytes);
-    *n_bytes = bytes.n_bytes;
-    build_free(&bytes);
-    tiny_free(&tiny);
-    return file;
-}
-
 static sq_session *session_open(const void *file, size_t n_bytes, const char *device, uint32_t gpu_layers,
                                 sq_model **model) {
     sq_model_options options = {.cpu = "scalar", .exact = true, .device = device, .gpu_layers = gpu_layers};
@@ -36,7 +23,7 @@ static void check_layers(tiny_family family, uint32_t gpu_layers) {
     sq_model_info info;
     sq_error error;
     size_t n_bytes;
-    void *file = file_create(family, &n_bytes);
+    void *file = tiny_file(family, &n_bytes);
     sq_session *expected = session_open(file, n_bytes, "cpu", 0, &here);
     sq_session *found = session_open(file, n_bytes, "cuda", gpu_layers, &there);
     if (!expected || !found)
@@ -69,7 +56,7 @@ static void test_layers(void) {
 
 int main(void) {
     size_t n_bytes;
-    void *file = file_create(TINY_LLAMA, &n_bytes);
+    void *file = tiny_file(TINY_LLAMA, &n_bytes);
     sq_model_options options = {.device = "cuda", .gpu_layers = 1};
     sq_model *model;
     sq_error error;
