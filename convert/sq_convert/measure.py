@@ -7,7 +7,8 @@ back. See also convert/sq_convert/sums.py, where the sums lie.
 *Moments*, a matrix H for the inputs of W, which all its rows share: Σ over tokens of s x xᵀ, with x the
 input, s the mean over the outputs z of (∂ loss / ∂ z)² (GuidedQuant, arXiv 2505.07004, section 3, one group a
 matrix). A row's error then costs (ŵ - w)ᵀ H (ŵ - w). H's diagonal is the Fisher information of the weights,
-token by token and averaged over the rows.
+token by token and averaged over the rows. Of the symmetric H the panels on and below the diagonal are summed:
+rows [PANEL p, PANEL (p + 1)) of the columns up to the last of these, panel after panel.
 """
 
 from __future__ import annotations
@@ -18,22 +19,25 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .arch import Tensor
+
+PANEL = 512  # the less, the less is summed twice; products of fewer rows run no faster
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What is summed, in which shape, and how it is watched for."""
+    """What is summed, how many numbers that is, and how it is watched for."""
 
     name: str
-    shape: Callable[[Tensor], tuple[int, int]]
+    n_values: Callable[[Tensor], int]
     # watch(parameters, matrices, targets): while the context lasts, what is computed in it is watched, and
-    # its backward pass adds to the targets, torch tensors of `shape` by the matrix's name
+    # its backward pass adds to the targets, torch vectors of `n_values` by the matrix's name
     watch: Callable[[Mapping[str, Any], Sequence[Tensor], Mapping[str, Any]], AbstractContextManager[None]]
-
-    def n_values(self, tensor: Tensor) -> int:
-        n_rows, n_cols = self.shape(tensor)
-        return n_rows * n_cols
+    # whole(tensor, values): from the vector to what the module's docstring says, two dimensions
+    whole: Callable[[Tensor, NDArray[np.float32]], NDArray[np.float32]]
 
 
 @contextmanager
@@ -50,7 +54,7 @@ def square_gradients(
         def add_square(parameter: Any, parts: Sequence[Tensor] = parts) -> None:
             for tensor in parts:
                 gradient = parameter.grad[tensor.in_model[1]].float()
-                targets[tensor.name].addcmul_(gradient, gradient)
+                targets[tensor.name].view_as(gradient).addcmul_(gradient, gradient)
             parameter.grad = None  # as soon as it is known
 
         parameters[name].requires_grad_(True)
@@ -103,7 +107,8 @@ def sum_moments(
             x = inputs.reshape(-1, inputs.shape[-1]).float()
             g = gradient.reshape(-1, gradient.shape[-1])[:, rows].float()
             x = x * g.square().mean(dim=1, keepdim=True).sqrt()
-            sums[tensor.name].addmm_(x.T, x)
+            for panel, into in zip(_panels(x.shape[1]), _split(sums[tensor.name], x.shape[1]), strict=True):
+                into.addmm_(x[:, panel].T, x[:, : panel.stop])
 
         out.register_hook(add)
 
@@ -114,5 +119,38 @@ def sum_moments(
         sums.clear()  # Watch, like every class, lies in a cycle, which would keep a block's sums for a while
 
 
-FISHER = Measure("fisher", lambda tensor: (tensor.shape[0], tensor.shape[1]), square_gradients)
-MOMENTS = Measure("moments", lambda tensor: (tensor.shape[1], tensor.shape[1]), sum_moments)
+def _panels(n: int) -> Iterator[slice]:
+    """The rows of each panel of H ``[n, n]``."""
+    return (slice(start, min(start + PANEL, n)) for start in range(0, n, PANEL))
+
+
+def _split(values: Any, n: int) -> Iterator[Any]:
+    """The panels, each ``[its rows, the columns up to its last row]``, as views of all their numbers."""
+    start = 0
+    for panel in _panels(n):
+        shape = (panel.stop - panel.start, panel.stop)
+        stop = start + shape[0] * shape[1]
+        yield values[start:stop].reshape(shape)
+        start = stop
+
+
+def _n_moments(tensor: Tensor) -> int:
+    return sum((panel.stop - panel.start) * panel.stop for panel in _panels(tensor.shape[1]))
+
+
+def _whole_moments(tensor: Tensor, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    n = tensor.shape[1]
+    moments = np.empty((n, n), np.float32)
+    for panel, part in zip(_panels(n), _split(values, n), strict=True):
+        moments[panel, : panel.stop] = part
+        moments[: panel.start, panel] = part[:, : panel.start].T
+    return moments
+
+
+FISHER = Measure(
+    "fisher",
+    lambda tensor: tensor.n_weights,
+    square_gradients,
+    lambda tensor, values: values.reshape(tensor.shape),
+)
+MOMENTS = Measure("moments", _n_moments, sum_moments, _whole_moments)

@@ -149,7 +149,10 @@ def quantizing_bytes(options: Options, tensors: Sequence[Tensor]) -> int:
 
 
 def _largest_sums(options: Options, matrices: Sequence[Tensor]) -> int:
-    return max(options.measure.n_values(tensor) for tensor in matrices) if options.measure else 0
+    """Numbers of what was measured of a matrix, once it is whole."""
+    if options.measure is MOMENTS:
+        return max(tensor.shape[1] ** 2 for tensor in matrices)
+    return max(tensor.n_weights for tensor in matrices) if options.measure else 0
 
 
 def _activations(options: Options, checkpoint: Checkpoint) -> int:

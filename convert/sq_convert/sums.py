@@ -22,7 +22,7 @@ class Sums(Protocol):
     """Sums to read."""
 
     def read(self, tensor: Tensor) -> NDArray[np.float32]:
-        """Those of a matrix, in the measure's shape."""
+        """Those of a matrix, as measure.py's docstring has them."""
 
 
 class SumsFile:
@@ -49,26 +49,22 @@ class SumsFile:
     def split(self, sums: Any) -> dict[str, Any]:
         """Views of a torch vector ``[n_values]``: one a matrix, by its name."""
         pieces = sums.split([self.measure.n_values(tensor) for tensor in self.matrices])
-        return {
-            tensor.name: piece.view(self.measure.shape(tensor))
-            for tensor, piece in zip(self.matrices, pieces, strict=True)
-        }
+        return dict(zip((tensor.name for tensor in self.matrices), pieces, strict=True))
 
     def read(self, tensor: Tensor) -> NDArray[np.float32]:
         from safetensors import safe_open
 
         with safe_open(self.path, framework="numpy") as file:
-            values: NDArray[np.float32] = file.get_tensor(tensor.name)
-        return values
+            return self.measure.whole(tensor, file.get_tensor(tensor.name))
 
     def write(self, sums: NDArray[np.float32], n_sequences: int) -> None:
         """Saves ``sums`` ``[n_values]``, the matrices one after the other, without a copy in memory."""
         header: dict[str, Any] = {"__metadata__": {"sequences": str(n_sequences)}}
         at = 0
         for tensor in self.matrices:
-            end = at + 4 * self.measure.n_values(tensor)
-            shape = list(self.measure.shape(tensor))
-            header[tensor.name] = {"dtype": "F32", "shape": shape, "data_offsets": [at, end]}
+            n_values = self.measure.n_values(tensor)
+            end = at + 4 * n_values
+            header[tensor.name] = {"dtype": "F32", "shape": [n_values], "data_offsets": [at, end]}
             at = end
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)

@@ -136,10 +136,13 @@ def check_emulated(plugin: Path, path: Path, ids: list[int]) -> None:
         ("qwen3_moe", "mixed"),
     ],
 )
-def test_calibration(model_type: str, name: str, tokenizer: Path, tmp_path: Path) -> None:
+def test_calibration(
+    model_type: str, name: str, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both measures of every matrix, of fused ones row by row, in one piece and block by block."""
     import torch
 
+    monkeypatch.setattr("sq_convert.measure.PANEL", 20)  # no divisor of the numbers of inputs
     model = create(model_type, name, tokenizer, tmp_path / "model").eval()  # without dropout
     sequences = np.random.default_rng(1).integers(0, 512, (2, 24))
     squares = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
