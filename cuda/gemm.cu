@@ -1,11 +1,11 @@
 /* y = W x for prompts: tiles of weights are decoded to f16 in shared memory, kept weights added to them
- * there, and multiplied with many tokens. Activations are the high parts of their operand alone, 11 bits;
- * sums are f32.
+ * there, and multiplied with many columns. A column is a token, the high part of its operand alone, 11 bits;
+ * or, where there are few inputs, one of a token's two parts, side by side. Sums are f32.
  *
- *     a block     ROW_WARPS · 32 rows and TOKEN_WARPS · COLUMNS · 8 tokens, over the inputs a chunk of 64 at
- * a time decoding    a warp a tile of 16 rows, from the packed codes a row       has a thread that walks its
- * kept weights, which ascend by column, as the chunks go by a warp      multiplies two tiles with COLUMNS · 8
- * tokens
+ * A block has ROW_WARPS · 32 rows and TOKEN_WARPS · COLUMNS · 8 columns, and takes the inputs a chunk of 64
+ * at a time. In decoding, a warp makes a tile of 16 rows from the packed codes, and a row has a thread that
+ * walks its kept weights, which ascend by column, as the chunks go by. In multiplying, a warp has two tiles
+ * and COLUMNS · 8 columns.
  *
  * In shared memory weights lie as mma wants them, [tile, step, lane] of 16 bytes; activations [token, 64 +
  * 32]. Both twice: while one chunk is multiplied, the next one's activations are under way and its weights
@@ -18,24 +18,30 @@ enum {
     N_WARPS = 8,
     N_THREADS = N_WARPS * SQ_LANES,
     COLUMN_STRIDE = SQ_CHUNK + 32,
-    TILE_VECTORS = SQ_STEPS * SQ_LANES
+    TILE_VECTORS = SQ_STEPS * SQ_LANES,
+    FEW_INPUTS = 1024 /* small models hear more of 11 bits, and their products end soon */
 };
+
+/* Columns that a token has. */
+__host__ __device__ inline uint32_t parts_of(const gpu_product &p) {
+    return p.w.n_in <= FEW_INPUTS ? 2 : 1;
+}
 
 template <int ROW_WARPS, int TOKEN_WARPS, int COLUMNS> struct shape {
     static_assert(ROW_WARPS * TOKEN_WARPS == N_WARPS, "all warps multiply");
-    static constexpr int TILES = 2 * ROW_WARPS, TOKENS = TOKEN_WARPS * COLUMNS * 8;
+    static constexpr int TILES = 2 * ROW_WARPS, N_COLUMNS = TOKEN_WARPS * COLUMNS * 8;
     static constexpr size_t WEIGHTS_BYTES = (size_t)TILES * TILE_VECTORS * sizeof(uint4);
-    static constexpr size_t TOKENS_BYTES = (size_t)TOKENS * COLUMN_STRIDE * sizeof(uint16_t);
+    static constexpr size_t TOKENS_BYTES = (size_t)N_COLUMNS * COLUMN_STRIDE * sizeof(uint16_t);
     static constexpr size_t BYTES = 2 * (WEIGHTS_BYTES + TOKENS_BYTES);
 };
 
-/* Chunk `chunk` of tokens [first, first + n), those past the last one being copies of it. */
+/* Chunk `chunk` of columns [first, first + n), those past the last one being copies of it. */
 __device__ void tokens_load(const gpu_product &p, uint32_t first, uint32_t n, uint32_t chunk, uint16_t *to) {
+    const uint32_t parts = parts_of(p), last = parts * p.n_tokens - 1;
     for (uint32_t i = threadIdx.x; i < n * (SQ_CHUNK / 8); i += N_THREADS) {
-        uint32_t token = i / (SQ_CHUNK / 8), at = i % (SQ_CHUNK / 8) * 8,
-                 from = min(first + token, p.n_tokens - 1);
-        copy_async(to + token * COLUMN_STRIDE + at,
-                   p.in.data + (size_t)2 * from * p.in.stride + chunk * SQ_CHUNK + at);
+        uint32_t column = i / (SQ_CHUNK / 8), at = i % (SQ_CHUNK / 8) * 8;
+        size_t row = (size_t)2 / parts * min(first + column, last); /* of the operand, which has both parts */
+        copy_async(to + column * COLUMN_STRIDE + at, p.in.data + row * p.in.stride + chunk * SQ_CHUNK + at);
     }
     copies_commit();
 }
@@ -107,7 +113,7 @@ __global__ void __launch_bounds__(N_THREADS, 2) gemm(gpu_product p) {
     constexpr int CHUNKS = sq_span_chunks(BITS);
     uint8_t *memory = shared_memory<uint8_t>();
     const uint32_t warp = threadIdx.x / SQ_LANES, lane = threadIdx.x % SQ_LANES;
-    const uint32_t first_tile = blockIdx.y * S::TILES, first_token = blockIdx.x * S::TOKENS;
+    const uint32_t first_tile = blockIdx.y * S::TILES, first_column = blockIdx.x * S::N_COLUMNS;
     const uint32_t n_chunks = (p.w.n_in + SQ_CHUNK - 1) / SQ_CHUNK;
     const uint32_t row_warp = warp / TOKEN_WARPS, token_warp = warp % TOKEN_WARPS;
     const bool decodes = warp < S::TILES && first_tile + warp < p.w.n_tiles;
@@ -132,7 +138,7 @@ __global__ void __launch_bounds__(N_THREADS, 2) gemm(gpu_product p) {
     }
     next_kernel_start();
     previous_kernel_wait();
-    tokens_load(p, first_token, S::TOKENS, 0, tokens_of(0));
+    tokens_load(p, first_column, S::N_COLUMNS, 0, tokens_of(0));
 
     /* Decodes a chunk into its set; the codes of the next span are loaded a span ahead. */
     auto weights_make = [&](uint32_t chunk) {
@@ -156,7 +162,7 @@ __global__ void __launch_bounds__(N_THREADS, 2) gemm(gpu_product p) {
         copies_wait<0>();
         __syncthreads(); /* this chunk is complete, and nobody reads the other set any more */
         if (chunk + 1 < n_chunks)
-            tokens_load(p, first_token, S::TOKENS, chunk + 1, tokens_of(chunk + 1));
+            tokens_load(p, first_column, S::N_COLUMNS, chunk + 1, tokens_of(chunk + 1));
         const uint4 *weights = weights_of(chunk) + 2 * row_warp * TILE_VECTORS + lane;
         const uint16_t *tokens =
             tokens_of(chunk) + (token_warp * COLUMNS * 8 + lane / 4) * COLUMN_STRIDE + 8 * (lane % 4);
@@ -188,22 +194,30 @@ __global__ void __launch_bounds__(N_THREADS, 2) gemm(gpu_product p) {
             row.add(p.w, threadIdx.x, chunk + 1, weights_of(chunk + 1));
         }
     }
+    const uint32_t parts = parts_of(p);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         uint32_t tile = first_tile + 2 * row_warp + i;
+        if (tile >= p.w.n_tiles)
+            break;
 #pragma unroll
-        for (int n = 0; n < COLUMNS; n++)
-#pragma unroll
-            for (int j = 0; j < 2; j++) {
-                uint32_t token = first_token + (token_warp * COLUMNS + n) * 8 + 2 * (lane % 4) + j;
-                if (tile < p.w.n_tiles && token < p.n_tokens)
-                    pair_use(p, tile, lane / 4, token, sums[i][n][j], sums[i][n][2 + j]);
+        for (int n = 0; n < COLUMNS; n++) {
+            const float *y = sums[i][n]; /* of two columns, rows g and g + 8 */
+            uint32_t column = first_column + (token_warp * COLUMNS + n) * 8 + 2 * (lane % 4);
+            if (parts == 2 && column / 2 < p.n_tokens) {
+                pair_use(p, tile, lane / 4, column / 2, y[0] + y[1] * SQ_LOW_SCALE,
+                         y[2] + y[3] * SQ_LOW_SCALE);
+            } else if (parts == 1) {
+                for (int j = 0; j < 2; j++)
+                    if (column + j < p.n_tokens)
+                        pair_use(p, tile, lane / 4, column + j, y[j], y[2 + j]);
             }
+        }
     }
 }
 
-using wide = shape<4, 2, 8>;   /* 128 rows, 128 tokens */
-using narrow = shape<2, 4, 2>; /* 64 rows, 64 tokens */
+using wide = shape<4, 2, 8>;   /* 128 rows, 128 columns */
+using narrow = shape<2, 4, 2>; /* 64 rows, 64 columns */
 using gemm_kernel = void (*)(gpu_product);
 
 template <int BITS> gemm_kernel kernel_of(bool is_wide) {
@@ -237,9 +251,11 @@ cudaError_t gpu_gemm_prepare(const gpu_card *card) {
 }
 
 void gpu_gemm(gpu_launch *l, const gpu_product *p) {
-    bool is_wide = p->n_tokens > (uint32_t)narrow::TOKENS;
-    uint32_t tiles = is_wide ? wide::TILES : narrow::TILES, tokens = is_wide ? wide::TOKENS : narrow::TOKENS;
+    const uint32_t n_columns = parts_of(*p) * p->n_tokens;
+    bool is_wide = n_columns > (uint32_t)narrow::N_COLUMNS;
+    uint32_t tiles = is_wide ? wide::TILES : narrow::TILES,
+             columns = is_wide ? wide::N_COLUMNS : narrow::N_COLUMNS;
     gpu_run(l, kernel_of(p->w.bits, is_wide),
-            dim3((p->n_tokens + tokens - 1) / tokens, (p->w.n_tiles + tiles - 1) / tiles), dim3(N_THREADS),
+            dim3((n_columns + columns - 1) / columns, (p->w.n_tiles + tiles - 1) / tiles), dim3(N_THREADS),
             is_wide ? wide::BYTES : narrow::BYTES, *p);
 }

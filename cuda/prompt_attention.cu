@@ -1,9 +1,9 @@
 /* Attention of many tokens over the KV cache, of one layer, by tensor cores: scores and values are products
  * of f16 with sums in f32, the softmax in one pass is f32 (Dao, arXiv 2307.08691).
  *
- *     a block   64 rows (a row: a query head of a token) of the heads that share a KV head, and a split of
- * the positions they see, a tile of them at a time a warp    16 of the rows: their queries, scores and
- * outputs stay in its registers, the scores' being laid out as the weights of the values must be
+ * A block has 64 rows (a row: a query head of a token) of the heads that share a KV head, and a split of the
+ * positions they see, a tile of them at a time. A warp has 16 of the rows: their queries, scores and outputs
+ * stay in its registers, the scores' being laid out as the weights of the values must be.
  *
  * In shared memory lie the keys and the values of a tile, [TILE, WIDTH + 8] f16: with 8 more, eight rows that
  * ldmatrix reads at once lie in different banks. Both twice: the next tile is under way while one is used. */
@@ -21,6 +21,9 @@ template <int WIDTH> struct shape {
     static constexpr int ELEMENTS = TILE * STRIDE; /* of a tile's keys, and of its values */
     static constexpr size_t BYTES = 4 * (size_t)ELEMENTS * sizeof(uint16_t);
     static constexpr int BLOCKS = WIDTH <= 128 ? 3 : 2; /* a multiprocessor's registers */
+    /* Queries as high parts of 11 bits and, where registers are left, what these are off by: exp() turns what
+     * scores are off by into shares of the weights. */
+    static constexpr int PARTS = WIDTH <= 64 ? 2 : 1;
 };
 
 /* Keys or values of positions [first, …), those from `end` on being copies of the last. */
@@ -67,7 +70,7 @@ __global__ void __launch_bounds__(N_THREADS, shape<WIDTH>::BLOCKS) attend(gpu_at
         load(split.begin, 0);
 
     /* A lane has rows g and g + 8 of the warp's; beyond the last row they are copies of it. */
-    uint32_t row[2], query[WIDTH / 16][4];
+    uint32_t row[2], query[S::PARTS][WIDTH / 16][4];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         row[i] = first_row + warp * WARP_ROWS + g + 8 * i;
@@ -77,7 +80,12 @@ __global__ void __launch_bounds__(N_THREADS, shape<WIDTH>::BLOCKS) attend(gpu_at
         for (int j = 0; j < WIDTH / 8; j++) {
             bool inside = 8 * j + 2 * q < a.head_dim;
             float2 x = inside ? *(const float2 *)(from + 8 * j) : make_float2(0, 0);
-            query[j / 2][i + j % 2 * 2] = f16x2_bits(x.x * a.scale, x.y * a.scale);
+            x = make_float2(x.x * a.scale, x.y * a.scale);
+#pragma unroll
+            for (int part = 0; part < S::PARTS; part++) {
+                uint32_t bits = query[part][j / 2][i + j % 2 * 2] = f16x2_bits(x.x, x.y);
+                x = make_float2(x.x - f16_value(bits), x.y - f16_value(bits >> 16));
+            }
         }
     }
     /* Positions that all rows of the warp see. */
@@ -99,8 +107,11 @@ __global__ void __launch_bounds__(N_THREADS, shape<WIDTH>::BLOCKS) attend(gpu_at
             for (int n = 0; n < TILE / 16; n++) {
                 uint32_t b[4];
                 matrices_load(b, keys + 16 * n * STRIDE + 16 * step);
-                mma_f16(score[2 * n], query[step], b);
-                mma_f16(score[2 * n + 1], query[step], b + 2);
+#pragma unroll
+                for (int part = 0; part < S::PARTS; part++) {
+                    mma_f16(score[2 * n], query[part][step], b);
+                    mma_f16(score[2 * n + 1], query[part][step], b + 2);
+                }
             }
         if (a.cap > 0)
 #pragma unroll

@@ -27,7 +27,7 @@ fi
 ctest --test-dir build/gpu -L gpu --output-on-failure
 if [ "$what" = test ]; then
     if command -v compute-sanitizer >/dev/null; then
-        for test in test_products test_attention test_device; do
+        for test in test_products test_attention test_device test_layers; do
             compute-sanitizer --error-exitcode 1 "$programs/gpu_$test"
         done
     else

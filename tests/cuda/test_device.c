@@ -99,7 +99,7 @@ static sq_model *model_open(const void *file, size_t n_bytes, bool exact) {
 /* On the device exactly, and with the products of prompts that it uses otherwise. These make some elements of
  * Q8 round the other way than the CPU's. `mixed`: of the cache for pieces of all sizes. */
 static void check_family(const sq_model *model, const sq_model *reference, sq_kv_type mixed) {
-    double most = model->exact ? 1e-7 : 2e-4;
+    double most = model->exact ? 1e-7 : 1e-4;
     sq_device *device;
     sq_error error;
     if (!CHECK_OK(api->open(model, 0, &device, &error), &error))
