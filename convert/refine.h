@@ -29,12 +29,13 @@ enum { SQ_REFINE_OBJECTIVES = 13 };
 enum { SQ_REFINE_TILE_ROWS = 64, SQ_REFINE_TILE_COLUMNS = 16 };
 
 /* values    [n_rows, n_cols]  f32, finite, |value| at most 65504
- * hessian   [n_cols, n_cols]  H, in tiles, f32, finite, symmetric; no index of a column descends whose
- * diagonal is not positive factor    [n_cols, n_cols]  M, in tiles, f32, finite, with zeros on and below the
- * diagonal kept      [n_rows, n_cols]  1 where a value has no error, whatever its index; NULL: none table
- * [n_rows, k]       in and out: f16 bits, ascending; k is 2 … 16 indices   [n_rows, n_cols]  in and out:
- * below k; of kept values on return the nearest entry's objective [n_rows, SQ_REFINE_OBJECTIVES]  out: never
- * rising
+ * hessian   [n_cols, n_cols]  H, in tiles, f32, finite, symmetric; a column whose diagonal is not positive
+ *                             keeps its indices in a descent
+ * factor    [n_cols, n_cols]  M, in tiles, f32, finite, with zeros on and below the diagonal
+ * kept      [n_rows, n_cols]  1 where a value has no error, whatever its index; NULL: none
+ * table     [n_rows, k]       in and out: f16 bits, ascending; k is 2 … 16
+ * indices   [n_rows, n_cols]  in and out: below k; of kept values on return the nearest entry's
+ * objective [n_rows, SQ_REFINE_OBJECTIVES]  out: never rising
  *
  * The result depends neither on n_threads nor on the instruction set. Returns 0, or -1 where memory ran out.
  */
