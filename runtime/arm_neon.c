@@ -98,11 +98,23 @@ static inline float f16_to_f32(uint16_t h) {
 /* The low bytes of up to 16 entries, then their high bytes: lookups are in bytes. */
 typedef uint8x16x2_t lut_table;
 
-static inline lut_table lut_load(int bits, const uint16_t *lut) {
-    uint8x16_t first = bits == 2 ? vcombine_u8(vld1_u8((const uint8_t *)lut), vdup_n_u8(0))
-                                 : vld1q_u8((const uint8_t *)lut),
-               second = bits == 4 ? vld1q_u8((const uint8_t *)(lut + 8)) : first;
+/* Of up to 16 entries in order. */
+static inline lut_table lut_split(uint8x16_t first, uint8x16_t second) {
     return (lut_table){{vuzp1q_u8(first, second), vuzp2q_u8(first, second)}};
+}
+static inline lut_table lut_load(int bits, const uint16_t *lut) {
+    uint8x16_t first =
+        bits == 2 ? vcombine_u8(vld1_u8((const uint8_t *)lut), vdup_n_u8(0)) : vld1q_u8((const uint8_t *)lut);
+    return lut_split(first, bits == 4 ? vld1q_u8((const uint8_t *)(lut + 8)) : first);
+}
+static inline uint8x8_t lut_four8(const int8_t *lut, vf scale) {
+    return vreinterpret_u8_f16(vcvt_f16_f32(vf_load_i8(lut) * scale));
+}
+static inline lut_table lut_load8(int bits, const int8_t *lut, vf scale) {
+    uint8x16_t first =
+        vcombine_u8(lut_four8(lut, scale), bits == 2 ? vdup_n_u8(0) : lut_four8(lut + 4, scale));
+    return lut_split(first,
+                     bits == 4 ? vcombine_u8(lut_four8(lut + 8, scale), lut_four8(lut + 12, scale)) : first);
 }
 /* Byte 0 of a lane becomes an entry's low byte, byte 1 its high byte; the others are dropped. */
 static inline vf lut_at(int bits, const lut_table *table, vu codes) {

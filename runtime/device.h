@@ -15,7 +15,7 @@ extern "C" {
 #include "model.h"
 
 /* Changes with every change of this header, or of a struct of model.h, tensor.h or kernels.h. */
-enum { SQ_DEVICE_VERSION = 2 };
+enum { SQ_DEVICE_VERSION = 3 };
 
 /* Weights of one model on the device; used by any number of sessions, from any thread. */
 typedef struct sq_device sq_device;

@@ -130,4 +130,10 @@ sq_status sq_kernels_choose(const char *cpu, const sq_kernels **kernels, sq_erro
 float sq_f16_to_f32(uint16_t h);
 uint16_t sq_f32_to_f16(float f); /* nearest even; overflow gives infinity */
 
+/* An entry of a row's table, as f16: docs/FORMAT.md 2. */
+static inline uint16_t sq_lut_entry(const sq_matrix *w, uint32_t bits, uint32_t row, uint32_t code) {
+    size_t i = ((size_t)row << bits) + code;
+    return w->lut8 ? sq_f32_to_f16(sq_f16_to_f32(w->lut_scale[row]) * w->lut8[i]) : w->lut[i];
+}
+
 #endif

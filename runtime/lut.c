@@ -67,9 +67,8 @@ static uint32_t decode_at(const layout *l, const sq_matrix *w, uint32_t row, uin
 }
 
 static void widen_table(const layout *l, const sq_matrix *w, uint32_t row, float *table) {
-    uint32_t n = 1u << l->bits;
-    for (uint32_t i = 0; i < n; i++) {
-        table[i] = sq_f16_to_f32(w->lut[(size_t)row * n + i]);
+    for (uint32_t i = 0; i < 1u << l->bits; i++) {
+        table[i] = sq_f16_to_f32(sq_lut_entry(w, l->bits, row, i));
     }
 }
 

@@ -12,7 +12,8 @@
  *   vf_set1_f16           one f16 in all lanes
  *   vf_gather f16_to_f32  x[index] for W indices; one f16
  *   vu_load vu_iota vu_srlv                   W dwords; 0, 1, 2 …; shift right lane by lane
- *   lut_table lut_load lut_at   a row's table and W lookups, which ignore all but the low `bits` bits
+ *   lut_table lut_load lut_load8 lut_at   a row's table, of f16 or of 8 bits times a scale, and W lookups,
+ *                         which ignore all but the low `bits` bits
  *   dwords dwords_load dwords_at              up to 16 dwords in registers and W lookups of them
  *
  * The sum of a row runs in an order fixed by n_in alone. */
@@ -222,6 +223,12 @@ SQ_INLINE void dwords_add_spare(dwords *spare, const dwords *plane, int p) {
     }
 }
 
+SQ_INLINE lut_table lut_of(int bits, const sq_matrix *w, uint32_t row) {
+    size_t first = (size_t)row << bits;
+    return w->lut8 ? lut_load8(bits, w->lut8 + first, vf_set1_f16((const uint8_t *)(w->lut_scale + row)))
+                   : lut_load(bits, w->lut + first);
+}
+
 /* dot_tile, below. */
 SQ_INLINE void lut_dot(int bits, const sq_matrix *w, const float *x, size_t ldx, uint32_t row, int n_rows,
                        int n_tokens, vf *sums) {
@@ -232,7 +239,7 @@ SQ_INLINE void lut_dot(int bits, const sq_matrix *w, const float *x, size_t ldx,
     vf partial[TILE_SUMS][2];
     for (int r = 0; r < n_rows; r++) {
         codes[r] = w->data + (row + r) * w->row_bytes;
-        tables[r] = lut_load(bits, w->lut + ((size_t)(row + r) << bits));
+        tables[r] = lut_of(bits, w, row + r);
     }
     for (int i = 0; i < n_rows * n_tokens; i++) {
         partial[i][0] = partial[i][1] = vf_zero();
@@ -281,7 +288,7 @@ SQ_INLINE void lut_dot(int bits, const sq_matrix *w, const float *x, size_t ldx,
 SQ_INLINE void lut_expand(int bits, const sq_matrix *w, uint32_t row, float *out) {
     const uint32_t n_planes = n_planes_of(bits), block = block_of(bits);
     const uint8_t *codes = w->data + row * w->row_bytes;
-    lut_table table = lut_load(bits, w->lut + ((size_t)row << bits));
+    lut_table table = lut_of(bits, w, row);
     float *end = out + w->n_in, *o = out;
     for (uint32_t b = 0; b < w->n_in / block; b++, o += block, codes += 64 * n_planes) {
         for (int h = 0; h < BLOCK_DWORDS / W; h++) {

@@ -5,7 +5,7 @@
 
 #include "status.h"
 
-enum { NAME_BYTES = SQ_NAME_BYTES + 8 }; /* with a suffix */
+enum { NAME_BYTES = SQ_NAME_BYTES + 16 }; /* with a suffix */
 
 static bool name_join(char out[NAME_BYTES], const char *name, const char *suffix) {
     int n = snprintf(out, NAME_BYTES, "%s%s", name, suffix);
@@ -103,6 +103,24 @@ static sq_status sparse_load(const sq_gguf *file, const char *name, sq_matrix *m
     return SQ_OK;
 }
 
+/* Tables of f16, or of 8 bits with a scale for each row. */
+static sq_status tables_load(const sq_gguf *file, const char *name, const sq_gguf_tensor *lut, uint64_t width,
+                             sq_matrix *m, sq_error *error) {
+    const sq_gguf_tensor *scale = NULL;
+    bool narrow = lut && lut->type == SQ_GGUF_I8;
+    sq_status status = part_find(file, name, ".lut", narrow ? SQ_GGUF_I8 : SQ_GGUF_F16, "I8 (24) or F16",
+                                 m->n_out, width, &lut, error);
+    if (!status && narrow)
+        status = part_find(file, name, ".lut_scale", SQ_GGUF_F16, "F16", 0, m->n_out, &scale, error);
+    if (status)
+        return status;
+    m->lut = narrow ? NULL : lut->data;
+    m->lut8 = narrow ? lut->data : NULL;
+    m->lut_scale = narrow ? scale->data : NULL;
+    m->bytes += lut->n_bytes + (narrow ? scale->n_bytes : 0);
+    return SQ_OK;
+}
+
 /* The bits of a table are its width; no other width is known. */
 static sq_status lut_load(const sq_gguf *file, const char *name, const sq_gguf_tensor *codes, sq_matrix *m,
                           sq_error *error) {
@@ -120,7 +138,7 @@ static sq_status lut_load(const sq_gguf *file, const char *name, const sq_gguf_t
             "version",
             name, (unsigned long long)width);
 
-    sq_status status = part_find(file, name, ".lut", SQ_GGUF_F16, "F16", m->n_out, width, &lut, error);
+    sq_status status = tables_load(file, name, lut, width, m, error);
     if (status)
         return status;
     m->type = type;
@@ -129,8 +147,7 @@ static sq_status lut_load(const sq_gguf *file, const char *name, const sq_gguf_t
     if (status)
         return status;
     m->data = codes->data;
-    m->lut = lut->data;
-    m->bytes = codes->n_bytes + lut->n_bytes;
+    m->bytes += codes->n_bytes;
     return sparse_load(file, name, m, error);
 }
 

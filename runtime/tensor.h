@@ -9,9 +9,9 @@ typedef enum sq_type {
     SQ_TYPE_F32,
     SQ_TYPE_F16,
     SQ_TYPE_Q8_0, /* blocks of 32: f16 scale, 32 × i8 */
-    SQ_TYPE_LUT2, /* 2-bit indices into a table of 4 f16 per row */
-    SQ_TYPE_LUT3, /* 3-bit indices into a table of 8 f16 per row */
-    SQ_TYPE_LUT4, /* 4-bit indices into a table of 16 f16 per row */
+    SQ_TYPE_LUT2, /* 2-bit indices into a table of 4 values per row */
+    SQ_TYPE_LUT3, /* 3-bit indices into a table of 8 values per row */
+    SQ_TYPE_LUT4, /* 4-bit indices into a table of 16 values per row */
     SQ_N_TYPES
 } sq_type;
 
@@ -34,11 +34,13 @@ typedef struct sq_matrix {
     uint32_t n_out, n_in;
     size_t row_bytes;
     const uint8_t *data;
-    const uint16_t *lut;    /* f16 [n_out, 2^bits], or NULL */
-    const int32_t *rows;    /* [n_out + 1], or NULL */
-    const uint16_t *cols16; /* [n_sparse] where n_in <= 65536, else NULL */
-    const int32_t *cols32;  /* [n_sparse] where n_in > 65536, else NULL */
-    const uint16_t *vals;   /* f16 [n_sparse] */
+    const uint16_t *lut;       /* f16 [n_out, 2^bits], or NULL: no tables, or those of lut8 */
+    const int8_t *lut8;        /* [n_out, 2^bits], or NULL; kernels.h: sq_lut_entry */
+    const uint16_t *lut_scale; /* f16 [n_out], with lut8 */
+    const int32_t *rows;       /* [n_out + 1], or NULL */
+    const uint16_t *cols16;    /* [n_sparse] where n_in <= 65536, else NULL */
+    const int32_t *cols32;     /* [n_sparse] where n_in > 65536, else NULL */
+    const uint16_t *vals;      /* f16 [n_sparse] */
     uint32_t n_sparse;
     uint64_t bytes; /* all of the above */
 } sq_matrix;
@@ -53,7 +55,8 @@ static inline uint32_t sq_column(const sq_matrix *w, uint32_t i) {
     return w->cols16 ? w->cols16[i] : (uint32_t)w->cols32[i];
 }
 
-/* Finds `name` ("blk.0.attn_q.weight") as a plain tensor or as its .codes/.lut/.rows/.cols/.vals. */
+/* Finds `name` ("blk.0.attn_q.weight") as a plain tensor or as its parts, .codes/.lut/.lut_scale and
+ * .rows/.cols/.vals. */
 sq_status sq_matrix_load(const sq_gguf *file, const char *name, uint32_t n_out, uint32_t n_in,
                          sq_matrix *matrix, sq_error *error);
 /* A vector of n F32. */

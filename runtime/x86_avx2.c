@@ -115,6 +115,20 @@ static inline lut_table lut_load(int bits, const uint16_t *lut) {
     }
     return (lut_table){vf_load_f16(lut), bits == 4 ? vf_load_f16(lut + 8) : vf_zero()};
 }
+/* Eight codes times their scale, rounded to f16. */
+static inline vf lut_half8(__m128i codes, vf scale) {
+    vf entries = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)) * scale;
+    return _mm256_cvtph_ps(_mm256_cvtps_ph(entries, _MM_FROUND_TO_NEAREST_INT));
+}
+static inline lut_table lut_load8(int bits, const int8_t *lut, vf scale) {
+    if (bits == 2) {
+        int four;
+        memcpy(&four, lut, sizeof four);
+        return (lut_table){lut_half8(_mm_set1_epi32(four), scale), vf_zero()};
+    }
+    return (lut_table){lut_half8(_mm_loadl_epi64((const __m128i *)lut), scale),
+                       bits == 4 ? lut_half8(_mm_loadl_epi64((const __m128i *)(lut + 8)), scale) : vf_zero()};
+}
 static inline vf lut_at(int bits, const lut_table *table, vu codes) {
     __m256 low = _mm256_permutevar8x32_ps(table->low, (__m256i)codes);
     if (bits < 4) {

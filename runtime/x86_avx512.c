@@ -2,6 +2,7 @@
 #include "scalar.h"
 
 #include <immintrin.h>
+#include <string.h>
 
 enum { W = 16, GEMV_ROWS = 4, FEW_ROWS = 2, FEW_TOKENS = 4, FIXED_TILE_ROWS = 8, VALUE_VECTORS = 4 };
 #define GEMM_TOKENS        6
@@ -102,6 +103,21 @@ static inline lut_table lut_load(int bits, const uint16_t *lut) {
     }
     __m256 half = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)lut));
     return _mm512_insertf32x8(_mm512_castps256_ps512(half), half, 1);
+}
+static inline __m128i lut_codes(int bits, const int8_t *lut) {
+    if (bits == 4) {
+        return _mm_loadu_si128((const __m128i *)lut);
+    }
+    if (bits == 3) {
+        return _mm_broadcastq_epi64(_mm_loadl_epi64((const __m128i *)lut));
+    }
+    int four;
+    memcpy(&four, lut, sizeof four);
+    return _mm_set1_epi32(four);
+}
+static inline lut_table lut_load8(int bits, const int8_t *lut, vf scale) {
+    vf entries = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(lut_codes(bits, lut))) * scale;
+    return _mm512_cvtph_ps(_mm512_cvtps_ph(entries, _MM_FROUND_TO_NEAREST_INT));
 }
 static inline vf lut_at(int bits, const lut_table *table, vu codes) {
     (void)bits;

@@ -29,7 +29,7 @@ typedef struct example {
     sq_matrix m;
     float *weights; /* [n_out, n_in] */
     float *kept;    /* [n_out, n_in]: the sparse part of them */
-    guarded data, lut, rows, cols, vals;
+    guarded data, lut, lut_scale, rows, cols, vals;
 } example;
 
 static void put_bits(uint8_t *row, size_t dword, uint32_t shift, uint32_t value) {
@@ -66,17 +66,35 @@ static void pack2(uint8_t *row, uint32_t n_in, uint32_t k, uint32_t code) {
     put_bits(row, 16 * block + k % 256 % d, 2 * (k % 256 / d), code);
 }
 
-static void fill_lut(example *e, uint32_t row, uint32_t bits) {
-    static void (*const packs[])(uint8_t *, uint32_t, uint32_t,
-                                 uint32_t) = {[2] = pack2, [3] = pack3, [4] = pack4};
+static void fill_table(example *e, uint32_t row, uint32_t bits, float *table) {
     uint16_t *lut = (uint16_t *)e->lut.data + ((size_t)row << bits);
     for (uint32_t i = 0; i < 1u << bits; i++) {
         lut[i] = sq_f32_to_f16(random_float() / 8);
+        table[i] = sq_f16_to_f32(lut[i]);
     }
+}
+
+/* By turns a row's scale is positive, 0, negative, and so small that entries are subnormal. */
+static void fill_table8(example *e, uint32_t row, uint32_t bits, float *table) {
+    static const float sizes[] = {0x1p-10f, 0, -0x1p-10f, 0x1p-21f};
+    int8_t *lut = (int8_t *)e->lut.data + ((size_t)row << bits);
+    uint16_t scale = sq_f32_to_f16((1 + random_float() / 4) * sizes[row % 4]);
+    ((uint16_t *)e->lut_scale.data)[row] = scale;
+    for (uint32_t i = 0; i < 1u << bits; i++) {
+        lut[i] = (int8_t)((int)random_below(256) - 128);
+        table[i] = sq_f16_to_f32(sq_f32_to_f16(sq_f16_to_f32(scale) * (float)lut[i]));
+    }
+}
+
+static void fill_lut(example *e, uint32_t row, uint32_t bits) {
+    static void (*const packs[])(uint8_t *, uint32_t, uint32_t,
+                                 uint32_t) = {[2] = pack2, [3] = pack3, [4] = pack4};
+    float table[16];
+    (e->m.lut8 ? fill_table8 : fill_table)(e, row, bits, table);
     for (uint32_t k = 0; k < e->m.n_in; k++) {
         uint32_t code = random_below(1u << bits);
         packs[bits]((uint8_t *)e->data.data + row * e->m.row_bytes, e->m.n_in, k, code);
-        e->weights[(size_t)row * e->m.n_in + k] = sq_f16_to_f32(lut[code]);
+        e->weights[(size_t)row * e->m.n_in + k] = table[code];
     }
 }
 
@@ -141,17 +159,30 @@ static void fill_sparse(example *e) {
     }
 }
 
-static example example_create(sq_type type, uint32_t n_out, uint32_t n_in, bool sparse) {
+/* Room for tables of f16 or of 8 bits. */
+static void tables_create(example *e, uint32_t bits, bool narrow) {
+    size_t n = (size_t)e->m.n_out << bits;
+    e->lut = guard_alloc(narrow ? n : 2 * n);
+    if (narrow) {
+        e->lut_scale = guard_alloc(2 * (size_t)e->m.n_out);
+        e->m.lut8 = e->lut.data;
+        e->m.lut_scale = e->lut_scale.data;
+    } else {
+        e->m.lut = e->lut.data;
+    }
+}
+
+static example example_create(sq_type type, bool narrow, uint32_t n_out, uint32_t n_in, bool sparse) {
     uint32_t bits = sq_types[type].bits;
-    example e = {.m = {.name = "test", .type = type, .n_out = n_out, .n_in = n_in}};
+    example e = {.m = {.type = type, .n_out = n_out, .n_in = n_in}};
+    snprintf(e.m.name, sizeof e.m.name, "%s%s", sq_types[type].name, narrow ? ", 8-bit tables" : "");
     e.m.row_bytes = sq_types[type].row_bytes(n_in);
     e.weights = malloc(sizeof *e.weights * n_out * n_in);
     e.kept = calloc((size_t)n_out * n_in, sizeof *e.kept);
     e.data = guard_alloc(n_out * e.m.row_bytes);
     e.m.data = e.data.data;
     if (bits) {
-        e.lut = guard_alloc(2 * ((size_t)n_out << bits));
-        e.m.lut = e.lut.data;
+        tables_create(&e, bits, narrow);
     }
     for (uint32_t r = 0; r < n_out; r++) {
         if (bits) {
@@ -168,8 +199,11 @@ static example example_create(sq_type type, uint32_t n_out, uint32_t n_in, bool 
 
 static void example_free(example *e) {
     guard_free(e->data);
-    if (e->m.lut) {
+    if (e->m.lut || e->m.lut8) {
         guard_free(e->lut);
+    }
+    if (e->m.lut8) {
+        guard_free(e->lut_scale);
     }
     if (e->m.rows) {
         guard_free(e->rows);
@@ -216,8 +250,8 @@ static void check_expand(const sq_kernels *k, const example *e) {
         for (uint32_t i = 0; i < n_pad; i++) {
             same = same && found[i] == (i < e->m.n_in ? expected[i] : 0);
         }
-        CHECK_SAY(same, "%s %s: row %u of [%u, %u] does not decode exactly", k->name,
-                  sq_types[e->m.type].name, r, e->m.n_out, e->m.n_in);
+        CHECK_SAY(same, "%s %s: row %u of [%u, %u] does not decode exactly", k->name, e->m.name, r,
+                  e->m.n_out, e->m.n_in);
     }
     guard_free(out);
 }
@@ -227,8 +261,8 @@ static void check_near_dot(const sq_kernels *k, const example *e, uint32_t r, ui
     double tolerance, expected = dot(e, r, x, &tolerance);
     CHECK_SAY(fabs(found - expected) <= tolerance,
               "%s %s: row %u of [%u, %u]%s, %u tokens: found %.9g, expected %.9g within %g", k->name,
-              sq_types[e->m.type].name, r, e->m.n_out, e->m.n_in, e->m.rows ? " with sparse" : "", n_tokens,
-              found, expected, tolerance);
+              e->m.name, r, e->m.n_out, e->m.n_in, e->m.rows ? " with sparse" : "", n_tokens, found, expected,
+              tolerance);
 }
 
 static void check_gemv(const sq_kernels *k, const example *e, uint32_t n_tokens) {
@@ -246,8 +280,8 @@ static void check_gemv(const sq_kernels *k, const example *e, uint32_t n_tokens)
         }
         for (uint32_t r = n_out; r < ldy && t + 1 < n_tokens; r++) {
             CHECK_SAY(!memcmp(&yt[r], &untouched, sizeof untouched),
-                      "%s %s: [%u, %u], %u tokens: wrote past row %u", k->name, sq_types[e->m.type].name,
-                      n_out, n_in, n_tokens, n_out);
+                      "%s %s: [%u, %u], %u tokens: wrote past row %u", k->name, e->m.name, n_out, n_in,
+                      n_tokens, n_out);
         }
         for (uint32_t r0 = 0, r1; r0 < n_out; r0 = r1) { /* any split of rows and tokens gives the same */
             r1 = r0 + 1 + random_below(n_out - r0 < 9 ? n_out - r0 : 9);
@@ -255,7 +289,7 @@ static void check_gemv(const sq_kernels *k, const example *e, uint32_t n_tokens)
             k->types[e->m.type].gemv(&e->m, xt, ldx, 1, part.data, 0, r0, r1);
             CHECK_SAY(!memcmp(part.data, yt + r0, (r1 - r0) * sizeof(float)),
                       "%s %s: rows %u to %u of [%u, %u], token %u of %u differ when computed alone", k->name,
-                      sq_types[e->m.type].name, r0, r1, n_out, n_in, t, n_tokens);
+                      e->m.name, r0, r1, n_out, n_in, t, n_tokens);
             guard_free(part);
         }
     }
@@ -286,7 +320,7 @@ static void check_gemm(const sq_kernels *k, const example *e, uint32_t n_tokens)
                 z + (n_tokens - tokens) * ldy, ldy, 0, n_out, scratch);
     }
     CHECK_SAY(!memcmp(y, z, n_y * sizeof(float)), "%s %s: [%u, %u], %u tokens: parts differ from the whole",
-              k->name, sq_types[e->m.type].name, n_out, n_in, n_tokens);
+              k->name, e->m.name, n_out, n_in, n_tokens);
     uint32_t untouched = 0;
     memset(&untouched, 0x7f, sizeof untouched);
     bool kept = true;
@@ -295,8 +329,8 @@ static void check_gemm(const sq_kernels *k, const example *e, uint32_t n_tokens)
             kept = kept && !memcmp(&y[t * ldy + r], &untouched, sizeof untouched);
         }
     }
-    CHECK_SAY(kept, "%s %s: [%u, %u], %u tokens: wrote past row %u", k->name, sq_types[e->m.type].name, n_out,
-              n_in, n_tokens, n_out);
+    CHECK_SAY(kept, "%s %s: [%u, %u], %u tokens: wrote past row %u", k->name, e->m.name, n_out, n_in,
+              n_tokens, n_out);
     free(scratch);
     guard_free(x);
     guard_free(whole);
@@ -354,21 +388,21 @@ static void check_fixed(const sq_kernels *k, const example *e, uint32_t n_tokens
             tolerance += fixed_tolerance(e, r, xt);
             CHECK_SAY(fabs(found - expected) <= tolerance,
                       "%s %s: row %u of [%u, %u]%s, token %u of %u: found %.9g, expected %.9g within %g",
-                      k->name, sq_types[e->m.type].name, r, n_out, n_in, e->m.rows ? " with sparse" : "", t,
-                      n_tokens, found, expected, tolerance);
+                      k->name, e->m.name, r, n_out, n_in, e->m.rows ? " with sparse" : "", t, n_tokens, found,
+                      expected, tolerance);
         }
     }
     /* Any split of rows gives the same, and nothing between the rows of y is touched. */
     k->fixed_gemm(&e->m, packed, n_tokens, z, ldy, 0, split, scratch);
     k->fixed_gemm(&e->m, packed, n_tokens, z + split, ldy, split, n_out, scratch);
     CHECK_SAY(!memcmp(y, z, n_y * sizeof(float)), "%s %s: [%u, %u], %u tokens: parts differ from the whole",
-              k->name, sq_types[e->m.type].name, n_out, n_in, n_tokens);
+              k->name, e->m.name, n_out, n_in, n_tokens);
     /* So does a token without those behind it. */
     free(packed);
     packed = fixed_packed(k, x.data, ldx, head, n_in);
     k->fixed_gemm(&e->m, packed, head, z, ldy, 0, n_out, scratch);
     CHECK_SAY(!memcmp(y, z, n_y * sizeof(float)), "%s %s: [%u, %u], %u tokens of %u differ when alone",
-              k->name, sq_types[e->m.type].name, n_out, n_in, head, n_tokens);
+              k->name, e->m.name, n_out, n_in, head, n_tokens);
     free(packed);
     free(scratch);
     guard_free(x);
@@ -376,24 +410,28 @@ static void check_fixed(const sq_kernels *k, const example *e, uint32_t n_tokens
     guard_free(parts);
 }
 
+static void check_example(const example *e, const uint32_t *token_counts, int n_counts) {
+    for (int s = 0; s < n_sets; s++) {
+        check_expand(sets[s], e);
+        check_gemv(sets[s], e, 1);
+        for (int i = 0; i < n_counts; i++) {
+            check_gemv(sets[s], e, token_counts[i]);
+            check_gemm(sets[s], e, token_counts[i]);
+            if (sets[s]->fixed_gemm) {
+                check_fixed(sets[s], e, token_counts[i]);
+            }
+        }
+    }
+}
+
 static void check_matrix(uint32_t n_out, uint32_t n_in, const uint32_t *token_counts, int n_counts) {
     for (sq_type type = 0; type < SQ_N_TYPES; type++) {
         if (!sq_types[type].row_bytes(n_in)) {
             continue;
         }
-        for (int sparse = 0; sparse < 2; sparse++) {
-            example e = example_create(type, n_out, n_in, sparse);
-            for (int s = 0; s < n_sets; s++) {
-                check_expand(sets[s], &e);
-                check_gemv(sets[s], &e, 1);
-                for (int i = 0; i < n_counts; i++) {
-                    check_gemv(sets[s], &e, token_counts[i]);
-                    check_gemm(sets[s], &e, token_counts[i]);
-                    if (sets[s]->fixed_gemm) {
-                        check_fixed(sets[s], &e, token_counts[i]);
-                    }
-                }
-            }
+        for (int form = 0; form < (sq_types[type].bits ? 4 : 2); form++) {
+            example e = example_create(type, form / 2, n_out, n_in, form % 2);
+            check_example(&e, token_counts, n_counts);
             example_free(&e);
         }
     }
@@ -446,6 +484,40 @@ static void test_format_example(void) {
     }
 }
 
+/* The f16 nearest to `value`, ties to even, by the spacing of f16's numbers of that size. */
+static double nearest_f16(double value) {
+    int exponent;
+    frexp(value, &exponent);
+    double spacing = ldexp(1, exponent < -13 ? -24 : exponent - 11);
+    double nearest = rint(value / spacing) * spacing;
+    return fabs(nearest) > 65504 ? copysign(INFINITY, value) : nearest;
+}
+
+/* 8-bit tables with every finite scale there is. */
+static void test_scales(void) {
+    static const int8_t lut[16] = {-128, -127, -100, -77, -64, -33, -3, -1, 0, 1, 2, 5, 31, 85, 99, 127};
+    uint8_t data[8] = {0};
+    uint16_t scale;
+    sq_matrix m = {.type = SQ_TYPE_LUT4, .n_out = 1, .n_in = 16, .row_bytes = sizeof data, .data = data};
+    m.lut8 = lut;
+    m.lut_scale = &scale;
+    for (uint32_t k = 0; k < 16; k++) {
+        pack4(data, 16, k, k);
+    }
+    for (uint32_t bits = 0; bits < 0x10000; bits++) {
+        scale = (uint16_t)bits;
+        for (int s = 0; s < n_sets && (bits & 0x7c00) != 0x7c00; s++) {
+            float out[32];
+            bool same = true;
+            sets[s]->types[SQ_TYPE_LUT4].expand_row(&m, 0, out);
+            for (uint32_t k = 0; k < 16; k++) {
+                same = same && out[k] == nearest_f16((double)sq_f16_to_f32(scale) * lut[k]);
+            }
+            CHECK_SAY(same, "%s: scale %04x: other entries than the definition's", sets[s]->name, bits);
+        }
+    }
+}
+
 static void test_inputs(void) {
     static const uint32_t n_ins[] = {1, 7, 8, 31, 32, 44, 64, 100, 128, 172, 512, 576, 577, 1000, 1536};
     static const uint32_t tokens[] = {1, 7};
@@ -493,6 +565,7 @@ int main(void) {
     RUN(test_row_bytes);
     RUN(test_choose);
     RUN(test_format_example);
+    RUN(test_scales);
     RUN(test_inputs);
     RUN(test_last_blocks);
     RUN(test_outputs);
