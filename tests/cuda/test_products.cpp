@@ -22,15 +22,16 @@ static uint32_t random_below(uint32_t n) {
 
 /* ---- matrices ---------------------------------------------------------------------------------- */
 
-/* A random one: any bits are codes, tables are small numbers. */
+/* A random one: any bits are codes, tables are small numbers, of 8 bits where `narrow`. */
 struct example {
     sq_linear linear = {};
     std::vector<uint8_t> data;
-    std::vector<uint16_t> lut, cols, vals;
+    std::vector<uint16_t> lut, lut_scale, cols, vals;
+    std::vector<int8_t> lut8;
     std::vector<int32_t> rows;
     std::vector<float> bias, weights; /* [n_out, n_in] */
 
-    example(sq_type type, uint32_t n_out, uint32_t n_in, bool sparse, bool biased) {
+    example(sq_type type, uint32_t n_out, uint32_t n_in, bool sparse, bool biased, bool narrow = false) {
         sq_matrix *w = &linear.w;
         w->type = type;
         w->n_out = n_out;
@@ -43,22 +44,36 @@ struct example {
             put_f16(&data[i]);
         for (size_t i = 0; type == SQ_TYPE_Q8_0 && i < data.size(); i += 34)
             data[i + 1] = (uint8_t)(0x18 + random_below(8)); /* scales of 2^-9 to 2^-8 */
-        lut.resize(sq_types[type].bits ? (size_t)n_out << sq_types[type].bits : 0);
-        for (uint16_t &entry : lut)
-            put_f16((uint8_t *)&entry);
+        if (sq_types[type].bits)
+            tables((size_t)n_out << sq_types[type].bits, narrow);
         if (sparse)
             keep();
         bias.resize(biased ? n_out : 0);
         for (float &b : bias)
             b = check_random_float(&seed, 1);
         w->data = data.data();
-        w->lut = lut.empty() ? nullptr : lut.data();
         linear.bias = biased ? bias.data() : nullptr;
         std::vector<float> row(sq_pad(n_in));
         for (uint32_t r = 0; r < n_out; r++) {
             sq_kernels_scalar.types[type].expand_row(w, r, row.data());
             weights.insert(weights.end(), row.begin(), row.begin() + n_in);
         }
+    }
+    /* The scale of row 1, if there is one, is 0. */
+    void tables(size_t n, bool narrow) {
+        sq_matrix *w = &linear.w;
+        lut.resize(narrow ? 0 : n);
+        for (uint16_t &entry : lut)
+            put_f16((uint8_t *)&entry);
+        lut8.resize(narrow ? n : 0);
+        for (int8_t &code : lut8)
+            code = (int8_t)random_below(256);
+        lut_scale.resize(narrow ? w->n_out : 0);
+        for (uint32_t r = 0; r < lut_scale.size(); r++)
+            lut_scale[r] = sq_f32_to_f16(r == 1 ? 0 : check_random_float(&seed, 0x1p-9f));
+        w->lut = narrow ? nullptr : lut.data();
+        w->lut8 = narrow ? lut8.data() : nullptr;
+        w->lut_scale = narrow ? lut_scale.data() : nullptr;
     }
     static void put_f16(uint8_t *to) {
         uint16_t bits = sq_f32_to_f16(check_random_float(&seed, 0.25f));
@@ -164,17 +179,21 @@ static void check_store(const example &e, uint32_t n_tokens, gpu_shape shape) {
 
 static const sq_type types[] = {SQ_TYPE_LUT2, SQ_TYPE_LUT3, SQ_TYPE_LUT4, SQ_TYPE_Q8_0, SQ_TYPE_F16};
 
+static void check_tokens(const example &e) {
+    for (uint32_t n_tokens : {1u, 3u, 8u, 13u, 17u, 70u})
+        if (n_tokens * e.linear.w.n_in * e.linear.w.n_out < 1 << 21)
+            check_store(e, n_tokens, {});
+}
+
 static void test_sizes(void) {
     for (sq_type type : types)
         for (uint32_t n_out : {1u, 8u, 172u})
             for (uint32_t n_in : {1u, 32u, 172u, 576u, 1376u}) {
                 if (type == SQ_TYPE_Q8_0 && n_in % 32)
                     continue;
-                bool sparse = sq_types[type].bits > 0;
-                example e(type, n_out, n_in, sparse, n_out % 4);
-                for (uint32_t n_tokens : {1u, 3u, 8u, 13u, 17u, 70u})
-                    if (n_tokens * n_in * n_out < 1 << 21)
-                        check_store(e, n_tokens, {});
+                bool tables = sq_types[type].bits > 0;
+                for (int narrow = 0; narrow <= tables; narrow++)
+                    check_tokens(example(type, n_out, n_in, tables, n_out % 4, narrow));
             }
 }
 
@@ -197,7 +216,8 @@ static void test_shapes(void) {
 /* Rows of gate and up in turns, normed by what the product before left: a chain as in a layer. */
 static void check_chain(sq_type type, uint32_t n_tokens) {
     const uint32_t n = 44, n_ff = 100;
-    example first(type, n, 96, true, false), gate(type, n_ff, n, true, true), up(type, n_ff, n, false, false);
+    example first(type, n, 96, true, false), gate(type, n_ff, n, true, true),
+        up(type, n_ff, n, false, false, sq_types[type].bits > 0);
     const sq_linear *one[] = {&first.linear}, *two[] = {&gate.linear, &up.linear};
     gpu_matrix w1, w2;
     void *memory1, *memory2;
