@@ -109,6 +109,36 @@ static void test_table_width(void) {
     }
 }
 
+/* Both forms of tables: other types, and scales that are not there or not one a row. */
+static void check_tables(tiny_family family, const char *suffix, uint32_t type, uint64_t n,
+                         const char *part) {
+    tiny_model m;
+    sq_error error;
+    char name[64];
+    snprintf(name, sizeof name, "blk.1.attn_k.weight%s", suffix);
+    tiny_create(&m, family);
+    tiny_tensor *t = tiny_find(&m, name);
+    t->type = type;
+    t->dims[0] = n;
+    t->n_bytes = n * t->dims[1] * 4; /* enough for each type */
+    t->data = realloc(t->data, t->n_bytes);
+    memset(t->data, 0, t->n_bytes);
+    CHECK_FAILS(use_model(&m, &error), &error, SQ_ERROR_FORMAT, "blk.1.attn_k.weight.lut");
+    CHECK_SAY(strstr(error.message, part) != NULL, "%s", error.message);
+}
+
+static void test_table_types(void) {
+    const uint32_t n_out = TINY_KV_HEADS * TINY_HEAD_DIM;
+    for (tiny_family family = TINY_LLAMA; family <= TINY_GEMMA3; family += TINY_GEMMA3 - TINY_LLAMA) {
+        check_tables(family, ".lut", SQ_GGUF_F32, 8, ".lut: expected type I8 (24) or F16 (1), found type 0");
+        check_tables(family, ".lut", SQ_GGUF_I16, 8, ".lut: expected type I8 (24) or F16 (1), found type 25");
+    }
+    check_tables(TINY_LLAMA, ".lut", SQ_GGUF_I8, 8, ".lut_scale is missing");
+    check_tables(TINY_GEMMA3, ".lut_scale", SQ_GGUF_F32, n_out, ".lut_scale: expected type F16 (1), found");
+    check_tables(TINY_GEMMA3, ".lut_scale", SQ_GGUF_F16, n_out - 1, ".lut_scale: expected shape [1, 12]");
+    check_tables(TINY_GEMMA3, ".lut_scale", SQ_GGUF_F16, n_out + 1, ".lut_scale: expected shape [1, 12]");
+}
+
 /* ---- kept weights ------------------------------------------------------------------------------- */
 
 static void check_rows(uint32_t row, int32_t value) {
@@ -354,6 +384,7 @@ int main(void) {
     RUN(test_sound);
     RUN(test_tensors);
     RUN(test_table_width);
+    RUN(test_table_types);
     RUN(test_rows);
     RUN(test_columns);
     RUN(test_hyperparameters);

@@ -254,6 +254,34 @@ static void *cancel_until_done(void *argument) {
 }
 
 /* Cancelled from another thread until a call says so; the timeline stays usable. */
+/* A tensor's bytes are those of all its parts in the file. */
+static void check_bytes(tiny_family family) {
+    tiny_model tiny;
+    fixture f;
+    tiny_create(&tiny, family);
+    fixture_open(&f, family, "scalar");
+    CHECK(sq_model_n_tensors(f.model) > 0);
+    for (size_t i = 0; i < sq_model_n_tensors(f.model); i++) {
+        sq_tensor_info info;
+        CHECK_OK(sq_model_get_tensor(f.model, i, &info, &f.error), &f.error);
+        size_t n_bytes = 0, length = strlen(info.name);
+        for (size_t k = 0; k < tiny.n_tensors; k++) {
+            const char *name = tiny.tensors[k].name;
+            bool part = !strncmp(name, info.name, length) && (name[length] == '.' || !name[length]);
+            n_bytes += part ? tiny.tensors[k].n_bytes : 0;
+        }
+        CHECK_SAY(info.bytes == n_bytes, "%s: %s: %zu bytes, found %zu", tiny_families[family].arch,
+                  info.name, n_bytes, (size_t)info.bytes);
+    }
+    fixture_close(&f);
+    tiny_free(&tiny);
+}
+
+static void test_bytes(void) {
+    for (tiny_family family = 0; family < TINY_N_FAMILIES; family++)
+        check_bytes(family);
+}
+
 static void test_cancel(void) {
     static float expected[N_TOKENS * TINY_VOCAB];
     fixture f;
@@ -328,6 +356,7 @@ int main(void) {
     RUN(test_sync_keeps_the_prefix);
     RUN(test_refusals);
     RUN(test_no_plugin);
+    RUN(test_bytes);
     RUN(test_cancel);
     RUN(test_sessions_side_by_side);
     return check_report();

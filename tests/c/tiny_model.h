@@ -1,7 +1,7 @@
 /* Models with every kind of tensor, in some 30 KB: two layers, grouped-query attention, 2-, 3- and 4-bit
- * tables with and without kept weights, sizes that are no multiple of 32. Weights are random. What
- * docs/FORMAT.md says, written down a second time. Each family has a tokenizer and quirks that the others
- * have not.
+ * indices into tables of f16 or of 8 bits, with and without kept weights, sizes that are no multiple of 32.
+ * Weights are random. What docs/FORMAT.md says, written down a second time. Each family has a tokenizer and
+ * quirks that the others have not.
  *
  *     tiny_model m;
  *     tiny_create(&m, TINY_LLAMA);
@@ -50,12 +50,14 @@ static const struct {
     bool opt;        /* as the 350M one: layer norms behind sublayers, learned positions, a wider embedding */
     bool local_rope; /* another rotation in layer 0; scales, soft caps, norms behind sublayers */
     bool experts;    /* in layer 1 */
+    bool tables8;    /* of the matrices with kept weights */
 } tiny_families[TINY_N_FAMILIES] = {
     [TINY_LLAMA] = {.arch = "llama"},
     [TINY_QWEN3] = {.arch = "qwen3", .byte_level = true, .qk_norm = true, .long_rope = true},
     [TINY_OPT] = {.arch = "opt", .byte_level = true, .opt = true},
-    [TINY_GEMMA3] = {.arch = "gemma3", .qk_norm = true, .local_rope = true},
-    [TINY_QWEN3MOE] = {.arch = "qwen3moe", .byte_level = true, .qk_norm = true, .experts = true},
+    [TINY_GEMMA3] = {.arch = "gemma3", .qk_norm = true, .local_rope = true, .tables8 = true},
+    [TINY_QWEN3MOE] =
+        {.arch = "qwen3moe", .byte_level = true, .qk_norm = true, .experts = true, .tables8 = true},
 };
 
 typedef struct tiny_tensor {
@@ -325,6 +327,24 @@ static void tiny_sparse(tiny_model *m, const char *name, uint32_t n_out, uint32_
     }
 }
 
+static void tiny_table(tiny_model *m, const char *name, uint32_t bits, uint32_t n_out) {
+    tiny_tensor *lut = tiny_add(m, name, ".lut", SQ_GGUF_F16, n_out, 1u << bits, (size_t)n_out << (bits + 1));
+    for (size_t i = 0; i < lut->n_bytes; i += 2)
+        memcpy(lut->data + i, &(uint16_t){tiny_f16(m)}, 2);
+}
+
+/* Codes ascend from -127 to 127, entries are as large as those of f16; the scale of row 0 is 0. */
+static void tiny_table8(tiny_model *m, const char *name, uint32_t bits, uint32_t n_out) {
+    tiny_tensor *lut = tiny_add(m, name, ".lut", SQ_GGUF_I8, n_out, 1u << bits, (size_t)n_out << bits);
+    for (size_t i = 0; i < lut->n_bytes; i++) {
+        uint32_t step = (uint32_t)(check_random(&m->random) >> 30) % 255;
+        lut->data[i] = (uint8_t)((((i & ((1u << bits) - 1)) * 255 + step) >> bits) - 127);
+    }
+    tiny_tensor *scale = tiny_add(m, name, ".lut_scale", SQ_GGUF_F16, 0, n_out, n_out * sizeof(uint16_t));
+    for (size_t i = 2; i < scale->n_bytes; i += 2)
+        memcpy(scale->data + i, &(uint16_t){(tiny_f16(m) & 0x7fff) - (7 << 10)}, 2);
+}
+
 /* docs/FORMAT.md, section 2: every bit pattern of the codes is valid, so they are random. */
 static void tiny_matrix(tiny_model *m, const char *name, uint32_t bits, uint32_t n_out, uint32_t n_in,
                         bool sparse) {
@@ -333,9 +353,7 @@ static void tiny_matrix(tiny_model *m, const char *name, uint32_t bits, uint32_t
     tiny_tensor *codes = tiny_add(m, name, ".codes", SQ_GGUF_I8, n_out, row_bytes, n_out * row_bytes);
     for (size_t i = 0; i < codes->n_bytes; i++)
         codes->data[i] = (uint8_t)(check_random(&m->random) >> 30);
-    tiny_tensor *lut = tiny_add(m, name, ".lut", SQ_GGUF_F16, n_out, 1u << bits, (size_t)n_out << (bits + 1));
-    for (size_t i = 0; i < lut->n_bytes; i += 2)
-        memcpy(lut->data + i, &(uint16_t){tiny_f16(m)}, 2);
+    (sparse && tiny_families[m->family].tables8 ? tiny_table8 : tiny_table)(m, name, bits, n_out);
     if (sparse)
         tiny_sparse(m, name, n_out, n_in);
 }
