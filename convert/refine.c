@@ -13,7 +13,10 @@
 enum { GROUP = 24, TILE_ROWS = 6, COLUMNS = SQ_REFINE_TILE_ROWS, WIDTH = SQ_REFINE_TILE_COLUMNS };
 enum { MAX_ENTRIES = 16, SUM_ROWS = 4, PANELS = COLUMNS / WIDTH };
 
-enum { ROUNDINGS = 3, DESCENTS = 3, SWEEPS = 4 };
+enum { ROUNDINGS = 3, DESCENTS = 3, SWEEPS = 4, TABLE_SWEEPS = 2 };
+/* Of an entry's code; with the largest scale the largest code is still a number that f16 has. */
+enum { LARGEST_CODE = 127 };
+static const float largest_scale = 515.5F;
 
 _Static_assert(SQ_REFINE_OBJECTIVES == 1 + 2 * (ROUNDINGS + DESCENTS), "one before, two after each");
 _Static_assert(GROUP % TILE_ROWS == 0 && GROUP % SUM_ROWS == 0 && COLUMNS % WIDTH == 0, "tiles are whole");
@@ -48,7 +51,7 @@ typedef struct fit {
 typedef struct row {
     const float *values;
     const uint8_t *kept;      /* or NULL */
-    float table[MAX_ENTRIES]; /* always numbers that f16 has */
+    float table[MAX_ENTRIES]; /* always numbers that 8 bits give */
     lanes middles;            /* between its entries; past the last one there is nothing */
     fit now, other;           /* the best so far, and room for an attempt */
     bool changed;             /* whether the indices are others than the table was fitted to */
@@ -261,8 +264,47 @@ static void table_sort(row *r, uint32_t n, uint32_t k) {
         r->now.indices[i] = rank[r->now.indices[i]];
 }
 
-/* Takes the best table, rounded to f16, if that is better than the one there is. The gradient, which has to
- * be up to date, no longer is then. */
+/* The least scale, in f16, at which codes reach every entry. */
+static float table_scale(const float *table, uint32_t k) {
+    float largest = 0;
+    for (uint32_t e = 0; e < k; e++)
+        largest = fmaxf(largest, fabsf(table[e]));
+    uint16_t scale = sq_f16_encode((double)(largest / LARGEST_CODE));
+    if (LARGEST_CODE * sq_f16_decode(scale) < largest)
+        scale++;
+    return fminf(sq_f16_decode(scale), largest_scale);
+}
+
+/* The entry nearest to x. */
+static float entry_round(float scale, double x) {
+    double code = scale > 0 ? nearbyint(x / (double)scale) : 0;
+    code = fmin(fmax(code, -LARGEST_CODE), LARGEST_CODE);
+    return sq_f16_decode(sq_f16_encode((double)scale * code));
+}
+
+static void table_round(float *table, uint32_t k) {
+    float scale = table_scale(table, k);
+    for (uint32_t e = 0; e < k; e++)
+        table[e] = entry_round(scale, (double)table[e]);
+}
+
+/* Rounds `table`, each entry in turn to what costs least beside the others: at now, the slope is known. */
+static void table_round_together(const products a, const double *slope, const float *now, float *table,
+                                 uint32_t k) {
+    float scale = table_scale(table, k);
+    table_round(table, k);
+    for (uint32_t e = 0; e < TABLE_SWEEPS * k; e++) {
+        const uint32_t at = e % k;
+        double pull = slope[at];
+        for (uint32_t o = 0; o < k; o++)
+            pull += (a[at][o] + a[o][at]) / 2 * ((double)table[o] - (double)now[o]);
+        if (a[at][at] > 0)
+            table[at] = entry_round(scale, (double)table[at] - pull / a[at][at]);
+    }
+}
+
+/* Takes the best table, rounded, if that is better than the one there is. The gradient, which has to be up to
+ * date, no longer is then. */
 static void table_fit(row *r, uint32_t n, uint32_t k, const products a) {
     double slope[MAX_ENTRIES] = {0}, step[MAX_ENTRIES]; /* Pᵀ gradient */
     for (uint32_t i = 0; i < n; i++)
@@ -271,10 +313,11 @@ static void table_fit(row *r, uint32_t n, uint32_t k, const products a) {
     if (!table_step(a, slope, k, step))
         return;
     float table[MAX_ENTRIES] = {0};
-    for (uint32_t e = 0; e < k; e++) {
-        table[e] = sq_f16_decode(sq_f16_encode((double)r->table[e] + step[e]));
+    for (uint32_t e = 0; e < k; e++)
+        table[e] = (float)((double)r->table[e] + step[e]);
+    table_round_together(a, slope, r->table, table, k);
+    for (uint32_t e = 0; e < k; e++)
         step[e] = (double)table[e] - (double)r->table[e];
-    }
     double gain = step_gain(a, slope, k, step);
     if (!(gain > 0))
         return;
@@ -416,6 +459,7 @@ static void row_load(const job *j, uint32_t index, row *r) {
     memcpy(r->now.indices, j->indices + (size_t)index * n, n);
     for (uint32_t e = 0; e < j->k; e++)
         r->table[e] = sq_f16_decode(j->table[(size_t)index * j->k + e]);
+    table_round(r->table, j->k);
     middles_fill(r, j->k);
     errors_fill(r, n);
     r->changed = true;

@@ -11,8 +11,9 @@
  * nearest to what is best while all others stay. The table that is best for the indices has a closed form.
  *
  * Sources: LNQ, J. Kim et al., "GuidedQuant", arXiv 2505.07004, section 4 and algorithm 2, for table and
- * descent, and for H = Xᵀ diag(s) X; the rounding is LDLQ, J. Chee et al., "QuIP", arXiv 2307.13304, section
- * 3, which GPTQ (arXiv 2210.17323) also is. Rounding before the descent lowers the end by 8 to 18 %. */
+ * descent, and for H = Xᵀ diag(s) X; the rounding of weights is LDLQ, J. Chee et al., "QuIP", arXiv
+ * 2307.13304, section 3, which GPTQ (arXiv 2210.17323) also is. Rounding before the descent lowers the end by
+ * 8 to 18 %. */
 #ifndef SQ_REFINE_H
 #define SQ_REFINE_H
 
@@ -33,7 +34,8 @@ enum { SQ_REFINE_TILE_ROWS = 64, SQ_REFINE_TILE_COLUMNS = 16 };
  *                             keeps its indices in a descent
  * factor    [n_cols, n_cols]  M, in tiles, f32, finite, with zeros on and below the diagonal
  * kept      [n_rows, n_cols]  1 where a value has no error, whatever its index; NULL: none
- * table     [n_rows, k]       in and out: f16 bits, ascending; k is 2 … 16
+ * table     [n_rows, k]       in and out: f16 bits, ascending; k is 2 … 16. On return an entry is the f16
+ *                             nearest to a code, -127 … 127, times a scale that the row has in f16
  * indices   [n_rows, n_cols]  in and out: below k; of kept values on return the nearest entry's
  * objective [n_rows, SQ_REFINE_OBJECTIVES]  out: never rising
  *

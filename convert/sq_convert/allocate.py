@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +33,27 @@ class Setting:
 
     bits: int  # of pack.WIDTHS
     outliers: float  # percent
+    table_bits: int  # of an entry of its tables
 
     def n_bytes(self, tensor: Tensor) -> int:
         """Of the matrix in the file: indices, tables, kept weights and where they are."""
-        return part_bytes(tensor.shape, self.bits, round(tensor.n_weights * self.outliers / 100))
+        return self.n_bytes_with(tensor, round(tensor.n_weights * self.outliers / 100))
+
+    def n_bytes_with(self, tensor: Tensor, n_kept: int) -> int:
+        """The same with so many kept weights."""
+        return part_bytes(tensor.shape, self.bits, self.table_bits, n_kept)
 
 
-SETTINGS = tuple(Setting(bits, share) for bits in WIDTHS for share in SHARES)
+N_SETTINGS = len(WIDTHS) * len(SHARES)
+
+
+def settings(table_bits: int) -> list[Setting]:
+    """Those that a plan chooses among, the smallest first."""
+    return [Setting(bits, share, table_bits) for bits in WIDTHS for share in SHARES]
+
 
 Plan = dict[str, Setting]  # by the matrix's name
-Losses = Mapping[str, Mapping[Setting, float]]  # of SETTINGS, by the matrix's name
+Losses = Mapping[str, Mapping[Setting, float]]  # of settings(), by the matrix's name
 
 
 def bits_per_weight(matrices: Sequence[Tensor], plan: Plan) -> float:
@@ -51,9 +62,9 @@ def bits_per_weight(matrices: Sequence[Tensor], plan: Plan) -> float:
     return 8 * n_bytes / sum(tensor.n_weights for tensor in matrices)
 
 
-def least_bits(matrices: Sequence[Tensor]) -> float:
+def least_bits(matrices: Sequence[Tensor], table_bits: int) -> float:
     """The smallest budget that there is a plan for."""
-    return bits_per_weight(matrices, {tensor.name: SETTINGS[0] for tensor in matrices})
+    return bits_per_weight(matrices, {tensor.name: settings(table_bits)[0] for tensor in matrices})
 
 
 def allocate(matrices: Sequence[Tensor], losses: Losses, bpw: float) -> Plan:
@@ -64,9 +75,9 @@ def allocate(matrices: Sequence[Tensor], losses: Losses, bpw: float) -> Plan:
         for gain, n_bytes, setting in _steps(tensor, losses[tensor.name])
     ]
     steps.sort(key=lambda step: -step[0])  # stable: along a hull the gain falls
-    plan = {tensor.name: SETTINGS[0] for tensor in matrices}
+    plan = {tensor.name: next(iter(losses[tensor.name])) for tensor in matrices}
     left = int(bpw * sum(tensor.n_weights for tensor in matrices) / 8)
-    left -= sum(SETTINGS[0].n_bytes(tensor) for tensor in matrices)
+    left -= sum(plan[tensor.name].n_bytes(tensor) for tensor in matrices)
     for _, tensor, setting in steps:
         cost = setting.n_bytes(tensor) - plan[tensor.name].n_bytes(tensor)
         if cost > left:
@@ -78,18 +89,18 @@ def allocate(matrices: Sequence[Tensor], losses: Losses, bpw: float) -> Plan:
 
 def interpolate(losses: Mapping[Setting, float], setting: Setting) -> float:
     """The loss of a setting whose share may lie between two of SHARES, at most at the last one."""
-    known = [losses[Setting(setting.bits, share)] for share in SHARES]
+    known = [losses[replace(setting, outliers=share)] for share in SHARES]
     return float(np.interp(setting.outliers, SHARES, known))
 
 
 def _steps(tensor: Tensor, losses: Mapping[Setting, float]) -> Iterator[tuple[float, int, Setting]]:
     """From corner to corner of the hull: what a step gains, its bytes, and where it leads."""
-    here = SETTINGS[0]
+    here = next(iter(losses))
     while True:
         size = here.n_bytes(tensor)
         further = [
             ((losses[here] - losses[s]) / (s.n_bytes(tensor) - size), s.n_bytes(tensor), s)
-            for s in SETTINGS
+            for s in losses
             if s.n_bytes(tensor) > size and losses[s] < losses[here]
         ]
         if not further:
@@ -106,12 +117,12 @@ def _fill(matrices: Sequence[Tensor], plan: Plan, left: int) -> Plan:
         n_kept = round(tensor.n_weights * here.outliers / 100)
         most = round(tensor.n_weights * SHARES[-1] / 100)
         size = here.n_bytes(tensor)
-        each = part_bytes(tensor.shape, here.bits, 2) - part_bytes(tensor.shape, here.bits, 1)
-        first = part_bytes(tensor.shape, here.bits, n_kept + 1) - size
+        each = here.n_bytes_with(tensor, 2) - here.n_bytes_with(tensor, 1)
+        first = here.n_bytes_with(tensor, n_kept + 1) - size
         if n_kept >= most or first > left:
             continue
         n_kept = min(most, n_kept + 1 + (left - first) // each)
-        plan[tensor.name] = Setting(here.bits, 100 * n_kept / tensor.n_weights)
+        plan[tensor.name] = replace(here, outliers=100 * n_kept / tensor.n_weights)
         left -= plan[tensor.name].n_bytes(tensor) - size
     return plan
 
@@ -128,7 +139,7 @@ def write_plan(path: Path, plan: Plan) -> None:
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
-def read_plan(path: Path, matrices: Sequence[Tensor]) -> Plan:
+def read_plan(path: Path, matrices: Sequence[Tensor], table_bits: int) -> Plan:
     """The plan in a file, for just these matrices; ConvertError where it is none."""
     if not path.is_file():
         raise ConvertError(f"{path}: no such plan; --bpw writes one where --plan says.")
@@ -146,10 +157,10 @@ def read_plan(path: Path, matrices: Sequence[Tensor]) -> Plan:
         what = f"does not have {some(unknown)}" if unknown else f"has {some(missing)} too"
         wrong = count(unknown or missing, "matrix", "matrices")
         raise ConvertError(f"{path}: the plan is another model's: this one {what} ({wrong}).")
-    return {name: _setting(f"{path}: {name}", read[name]) for name in names}
+    return {name: _setting(f"{path}: {name}", read[name], table_bits) for name in names}
 
 
-def _setting(where: str, value: Any) -> Setting:
+def _setting(where: str, value: Any, table_bits: int) -> Setting:
     if not isinstance(value, dict) or value.keys() != {"bits", "outliers"}:
         raise ConvertError(f'{where}: expected an object with "bits" and "outliers" alone.')
     bits, share = value["bits"], value["outliers"]
@@ -159,4 +170,4 @@ def _setting(where: str, value: Any) -> Setting:
         raise ConvertError(
             f'{where}: "outliers" is {share!r:.40}, expected a share between 0 and {MAX_SHARE:g} percent.'
         )
-    return Setting(bits, float(share))
+    return Setting(bits, float(share), table_bits)

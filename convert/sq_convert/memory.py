@@ -136,7 +136,12 @@ def quantizing_bytes(options: Options, tensors: Sequence[Tensor]) -> int:
     largest = max(tensor.n_weights for tensor in matrices)
     block = _largest_block(tensors)
     done = sum(
-        part_bytes(t.shape, options.bits, round(t.n_weights * (options.outliers + options.sensitive) / 100))
+        part_bytes(
+            t.shape,
+            options.bits,
+            options.table_bits,
+            round(t.n_weights * (options.outliers + options.sensitive) / 100),
+        )
         for t in matrices
         if t.block == block
     )

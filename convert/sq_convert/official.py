@@ -110,7 +110,7 @@ class OfficialCheckpoint:
         row, column = np.nonzero(kept)
         distance = np.abs(rounded[row].astype(np.float32) - values[row, column][:, None])
         codes[row, column] = distance.argmin(axis=1)
-        return assemble(values, kept, rounded, codes, self.bits)
+        return assemble(values, kept, rounded, codes, self.bits, table_bits=16)
 
     def _added(
         self, name: str, parts: Mapping[str, NDArray[Any]], shape: tuple[int, ...]

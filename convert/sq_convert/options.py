@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .measure import FISHER, MOMENTS, Measure
+from .table import table_bits_of
 
 PACKED_SUFFIXES = (".pt", ".pth", ".bin")  # of the original SqueezeLLM's packed checkpoints
 METHODS = ("guided", "squeezellm", "kmeans", "rtn")
@@ -52,6 +53,11 @@ class Options:
     def measure(self) -> Measure | None:
         """What the method has to know of each matrix besides its weights."""
         return _MEASURES.get(self.method) if self.quantizes and not self.packed else None
+
+    @property
+    def table_bits(self) -> int:
+        """Of an entry of a matrix's tables in the file."""
+        return table_bits_of(self.method)
 
     @property
     def allocates(self) -> bool:

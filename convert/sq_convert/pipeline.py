@@ -137,14 +137,18 @@ def _open(options: Options) -> tuple[Checkpoint, Options]:
 def _with_plan(options: Options, tensors: list[Tensor]) -> tuple[Options, allocate.Plan | None]:
     """The plan that is to be followed, if any, and the options as it settles them."""
     matrices = [tensor for tensor in tensors if tensor.kind is Kind.MATRIX]
-    if options.allocates and options.bpw is not None and options.bpw < allocate.least_bits(matrices):
+    if (
+        options.allocates
+        and options.bpw is not None
+        and options.bpw < (least := allocate.least_bits(matrices, options.table_bits))
+    ):
         raise ConvertError(
-            f"--bpw {options.bpw:g}: this model's matrices take {allocate.least_bits(matrices):.3f} bits a "
+            f"--bpw {options.bpw:g}: this model's matrices take {least:.3f} bits a "
             "weight at least, tables included; ask for more."
         )
     if options.plan is None:
         return options, None
-    found = allocate.read_plan(options.plan, matrices)
+    found = allocate.read_plan(options.plan, matrices, options.table_bits)
     bits = max(setting.bits for setting in found.values())
     return replace(options, bits=bits, bpw=allocate.bits_per_weight(matrices, found)), found
 
@@ -297,7 +301,7 @@ def _allocate(job: Job) -> None:
         found = allocate.allocate(matrices, losses, options.bpw)
         write_atomically(path, lambda partial: allocate.write_plan(partial, found))
         job.progress.show(plan.table(matrices, found, losses))
-    job.plan = allocate.read_plan(path, matrices)
+    job.plan = allocate.read_plan(path, matrices, options.table_bits)
     if options.plan_out:
         allocate.write_plan(options.plan_out, job.plan)
     reached = allocate.bits_per_weight(matrices, job.plan)
@@ -307,10 +311,11 @@ def _allocate(job: Job) -> None:
 def _estimate(job: Job, tensor: Tensor) -> dict[allocate.Setting, float]:
     assert job.sums is not None
     values, measured = read_tensor(job.checkpoint, tensor), job.sums.read(tensor)
-    recipes = [_recipe(job, setting) for setting in allocate.SETTINGS]
+    settings = allocate.settings(job.options.table_bits)
+    recipes = [_recipe(job, setting) for setting in settings]
     with threadpool_limits(1, "blas"):  # whose last bits depend on the number of its threads
         losses = estimate_losses(values, measured, recipes, job.options.threads)
-    return dict(zip(allocate.SETTINGS, losses, strict=True))
+    return dict(zip(settings, losses, strict=True))
 
 
 def _recipe(job: Job, setting: allocate.Setting) -> Recipe:
@@ -319,7 +324,11 @@ def _recipe(job: Job, setting: allocate.Setting) -> Recipe:
 
 def _setting(job: Job, tensor: Tensor) -> allocate.Setting:
     options = job.options
-    return job.plan[tensor.name] if job.plan else allocate.Setting(options.bits, options.outliers)
+    return (
+        job.plan[tensor.name]
+        if job.plan
+        else allocate.Setting(options.bits, options.outliers, options.table_bits)
+    )
 
 
 def _quantize(job: Job) -> None:

@@ -35,7 +35,9 @@ def tensor_bytes(options: Options, tensor: Tensor) -> int:
         return round(tensor.n_weights * options.bpw / 8)
     if tensor.kind is Kind.MATRIX and options.quantizes:
         kept = min(100.0, options.outliers + options.sensitive)
-        return part_bytes(tensor.shape, options.bits, round(tensor.n_weights * kept / 100))
+        return part_bytes(
+            tensor.shape, options.bits, options.table_bits, round(tensor.n_weights * kept / 100)
+        )
     if tensor.kind is Kind.TABLE and options.head_bits == 8 and tensor.shape[1] % Q8_BLOCK == 0:
         return tensor.n_weights // Q8_BLOCK * Q8_BLOCK_BYTES
     return 2 * tensor.n_weights
@@ -97,7 +99,7 @@ def table(matrices: Sequence[Tensor], chosen: allocate.Plan, losses: allocate.Lo
     shown = Table(
         "matrix", *(Column(name, justify="right") for name in ("bits", "kept", "true bits", "loss"))
     )
-    most = sum(losses[tensor.name][allocate.SETTINGS[0]] for tensor in matrices) or 1.0
+    most = sum(next(iter(losses[tensor.name].values())) for tensor in matrices) or 1.0
     for tensor in matrices:
         setting = chosen[tensor.name]
         loss = allocate.interpolate(losses[tensor.name], setting)
@@ -153,7 +155,7 @@ def _seconds(options: Options, n_all: int, matrices: Sequence[Tensor], device: s
         seconds += sum(_fit_seconds(options, tensor, tensor.shape[0]) for tensor in matrices)
     if options.allocates:
         tried = sum(_fit_seconds(options, tensor, min(SAMPLE, tensor.shape[0])) for tensor in matrices)
-        seconds += len(allocate.SETTINGS) * tried
+        seconds += allocate.N_SETTINGS * tried
     if options.measure is MOMENTS:
         n_factored = sum(tensor.shape[1] ** 3 for tensor in matrices)
         seconds += (1 + options.allocates) * n_factored * FACTOR_SECONDS

@@ -13,9 +13,10 @@ from .cluster import cluster_rows
 from .outliers import kept_by_inputs, kept_weights
 from .pack import pack, row_bytes, unpack
 from .refine import Curvature, curvature_of, refine_rows
+from .table import table_bits_of, table_bytes, table_of, table_parts
 
 F16_MAX = 65504.0
-PARTS = ("codes", "lut", "rows", "cols", "vals")
+PARTS = ("codes", "lut", "lut_scale", "rows", "cols", "vals")
 SAMPLE = 32  # rows that an estimate looks at
 
 
@@ -45,7 +46,7 @@ def quantize_matrix(
     known = _known(measured, recipe, torch_device)
     kept = _kept(values, known, recipe)
     table, indices = _fit(values, kept, known, recipe, threads, torch_device)
-    return assemble(values, kept, table, indices, recipe.bits)
+    return assemble(values, kept, table, indices, recipe.bits, table_bits_of(recipe.method))
 
 
 def estimate_losses(
@@ -114,9 +115,10 @@ def assemble(
     table: NDArray[np.float16],
     indices: NDArray[np.uint8],
     bits: int,
+    table_bits: int,
 ) -> dict[str, NDArray[Any]]:
     """The parts of a matrix of these tables ``[n_out, 2^bits]``, indices and exactly kept ``values``."""
-    parts: dict[str, NDArray[Any]] = {"codes": pack(indices, bits), "lut": table}
+    parts: dict[str, NDArray[Any]] = {"codes": pack(indices, bits), **table_parts(table, table_bits)}
     if kept.any():
         parts |= _sparse_parts(values, kept, table, indices)
     return parts
@@ -126,7 +128,7 @@ def decode_matrix(parts: Mapping[str, NDArray[Any]], n_in: int, bits: int) -> ND
     """The matrix that a runtime sees: table entries plus kept values, in f32."""
     indices = unpack(parts["codes"], n_in, bits)
     values: NDArray[np.float32] = np.take_along_axis(
-        parts["lut"].astype(np.float32), indices.astype(np.intp), axis=1
+        table_of(parts).astype(np.float32), indices.astype(np.intp), axis=1
     )
     row, column, differences = sparse_values(parts)
     values[row, column] += differences
@@ -144,12 +146,12 @@ def sparse_values(
     return row, column.astype(np.intp), parts["vals"].astype(np.float32)
 
 
-def part_bytes(shape: tuple[int, ...], bits: int, n_sparse: int) -> int:
+def part_bytes(shape: tuple[int, ...], bits: int, table_bits: int, n_sparse: int) -> int:
     """Bytes of a quantized matrix in the file, padding not counted."""
     n_out, n_in = shape
     column_bytes = 2 if _column_type(n_in) is np.int16 else 4
     sparse = 4 * (n_out + 1) + n_sparse * (column_bytes + 2) if n_sparse else 0
-    return n_out * (row_bytes(n_in, bits) + (2 << bits)) + sparse
+    return n_out * (row_bytes(n_in, bits) + table_bytes(1 << bits, table_bits)) + sparse
 
 
 def _sparse_parts(

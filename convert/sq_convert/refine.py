@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .fitlib import library, pointer
+from .table import rounded
 
 N_OBJECTIVES = 13  # SQ_REFINE_OBJECTIVES
 TILE_ROWS, TILE_COLUMNS = 64, 16  # SQ_REFINE_TILE_ROWS, SQ_REFINE_TILE_COLUMNS
@@ -19,7 +20,7 @@ SHRINKAGE = 0.1  # what H loses off its diagonal: the less, the more tokens it i
 class Refined(NamedTuple):
     """Tables and indices of a matrix's rows, and how they were found."""
 
-    table: NDArray[np.float16]  # [n_rows, k], ascending
+    table: NDArray[np.float16]  # [n_rows, k], ascending, of 8 bits each (table.py)
     indices: NDArray[np.uint8]  # [n_rows, n_cols]
     objective: NDArray[np.float64]  # [n_rows, steps]: of the start and after each step, never rising
 
@@ -66,7 +67,7 @@ def refine_rows(
     computes it; None: the C library does.
     """
     if curvature.hessian is None:
-        return Refined(table, indices, np.zeros((len(values), N_OBJECTIVES)))
+        return Refined(rounded(table), indices, np.zeros((len(values), N_OBJECTIVES)))
     order = curvature.order
     values, indices = np.ascontiguousarray(values[:, order]), np.ascontiguousarray(indices[:, order])
     kept = None if kept is None else np.ascontiguousarray(kept[:, order])

@@ -8,8 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .table_torch import nearest, rounded, scale_of
+
 COLUMNS = 64  # of which the errors are settled before the other columns hear of them
 SWEEPS = 4
+ROUNDED = 2  # times that a table's entries are rounded one after the other
 RIDGE = 1e-7  # of the mean of PᵀHP's diagonal: with it an entry that nothing uses stays
 
 
@@ -23,7 +26,7 @@ class _Problem(NamedTuple):
 
 
 class _Fit(NamedTuple):
-    table: Tensor  # [k, n_rows], ascending numbers that f16 has
+    table: Tensor  # [k, n_rows], ascending entries that 8 bits give
     indices: Tensor  # long [n_cols, n_rows]
     gradient: Tensor  # [n_cols, n_rows] H error
     objective: Tensor  # f64 [n_rows]
@@ -42,7 +45,7 @@ def refine(
     none = torch.zeros_like(values, dtype=torch.bool)
     kept = (none if kept is None else kept).T.contiguous()
     problem = _Problem(values.T.contiguous(), hessian, factor, kept)
-    fit = _measured(problem, table.float().T.contiguous(), indices.long().T.contiguous())
+    fit = _measured(problem, rounded(table, dim=1).float().T.contiguous(), indices.long().T.contiguous())
     objectives = [fit.objective]
     steps: list[Callable[[_Problem, _Fit], _Fit]] = [_round] * n_steps + [_descend] * n_steps
     for step in steps:
@@ -126,24 +129,37 @@ def _descend(problem: _Problem, fit: _Fit) -> _Fit:
 
 
 def _fit_table(problem: _Problem, fit: _Fit) -> _Fit:
-    """Takes the tables that are best for the indices, rounded to f16, where that helps: they are x further,
-    (PᵀHP + εI) x = -Pᵀ gradient."""
+    """Takes the tables that are best for the indices, rounded to 8 bits, where that helps: they are x
+    further, (PᵀHP + εI) x = -Pᵀ gradient."""
     k, n_rows = fit.table.shape
     used = (~problem.kept).double()
     products = torch.zeros(k, k, n_rows, dtype=torch.float64, device=fit.table.device)
     for e in range(k):
         chosen = ((fit.indices == e) & ~problem.kept).float()
         products[e].scatter_add_(0, fit.indices, (problem.hessian @ chosen).double() * used)
-    matrix = products.permute(2, 0, 1)
-    trace = matrix.diagonal(dim1=1, dim2=2).sum(dim=1)
-    matrix = matrix + torch.diag_embed((RIDGE * trace / k)[:, None].expand(-1, k))
+    products = products.permute(2, 0, 1)
+    trace = products.diagonal(dim1=1, dim2=2).sum(dim=1)
+    matrix = products + torch.diag_embed((RIDGE * trace / k)[:, None].expand(-1, k))
     right = torch.zeros(k, n_rows, dtype=torch.float64, device=fit.table.device)
     right.scatter_add_(0, fit.indices, -fit.gradient.double() * used)
     lower, failed = torch.linalg.cholesky_ex(matrix)
     solved = (failed == 0) & (trace > 0)
     lower = torch.where(solved[:, None, None], lower, torch.eye(k, dtype=lower.dtype, device=lower.device))
     step = torch.cholesky_solve(right.T[:, :, None], lower)[:, :, 0].T
-    table = torch.where(solved, fit.table.double() + step, fit.table.double()).half().float()
-    table, order = table.sort(dim=0, stable=True)
+    best = torch.where(solved, fit.table.double() + step, fit.table.double())
+    table, order = _rounded_together(products, right, fit.table, best).sort(dim=0, stable=True)
     indices = order.argsort(dim=0).gather(0, fit.indices)
     return _better(fit, _measured(problem, table, indices))
+
+
+def _rounded_together(products: Tensor, right: Tensor, before: Tensor, best: Tensor) -> Tensor:
+    """Tables ``[k, n_rows]`` near ``best``, each entry in turn the one that costs least beside the others.
+    ``products``: PᵀHP ``[n_rows, k, k]``; ``right``: -Pᵀ gradient of the tables ``before``."""
+    scale = scale_of(best, dim=0).double()
+    table = nearest(best, scale).double()
+    for _ in range(ROUNDED):
+        for e in range(len(table)):
+            pull = right[e] - (products[:, e] * (table - before).T).sum(dim=1)
+            target = table[e] + (pull / products[:, e, e]).nan_to_num(0, 0, 0)
+            table[e] = nearest(target, scale[0]).double()
+    return table.float()

@@ -25,6 +25,7 @@ from .checkpoint import Checkpoint, read_tensor
 from .errors import ConvertError
 from .pack import unpack
 from .quantize import sparse_values
+from .table import table_of, table_parts
 
 LEARNING_RATE = 0.01  # in units: the mean distance of a table's entries, a quarter of a vector's size
 BATCH = 2  # sequences a step
@@ -37,7 +38,7 @@ N_JUDGED = 10  # times that the held-out sequences are looked at, the start not 
 class Tuning:
     """What came of it."""
 
-    values: dict[str, NDArray[Any]]  # by name in the file: tables "X.weight.lut" in f16, vectors in f32
+    values: dict[str, NDArray[Any]]  # by name in the file: the parts of tables (table.py), vectors in f32
     step: int  # after which they were best; 0: nothing was better than the start, and there are none
     start: float  # KL divergence on the held-out sequences
     end: float  # that of `values`
@@ -94,7 +95,7 @@ def tune(
             found = model.judge(held)
             if found < best:
                 kept, best = step, found
-                values = {part.name: part.stored().cpu().numpy() for part in tuned}
+                values = {name: value for part in tuned for name, value in part.parts().items()}
                 moved = [part.moved.clone() for part in tuned]
             else:
                 for part, start_again in zip(tuned, moved, strict=True):
@@ -183,8 +184,11 @@ class _Table:
     def __init__(self, tensor: Tensor, parts: Mapping[str, NDArray[Any]], device: str) -> None:
         import torch
 
-        self.tensor, self.name = tensor, f"{tensor.name}.lut"
-        self._start = torch.from_numpy(parts["lut"].astype(np.float32)).to(device)
+        self.tensor, self._table_bits = tensor, 8 if "lut_scale" in parts else 16
+        self._start = torch.from_numpy(table_of(parts).astype(np.float32)).to(device)
+        self._largest = self._start.abs().amax(dim=1, keepdim=True)
+        if self._table_bits == 8:
+            self._scale = torch.from_numpy(parts["lut_scale"].astype(np.float32)[:, None]).to(device)
         low, high = self._start.aminmax(dim=1, keepdim=True)
         self._unit = (high - low) / (self._start.shape[1] - 1)
         bits = parts["lut"].shape[1].bit_length() - 1
@@ -193,12 +197,25 @@ class _Table:
         self.moved = torch.zeros_like(self._start)
         self.moved.grad = torch.zeros_like(self._start)
 
-    def stored(self) -> Any:
-        return (self._start + self._unit * self.moved).half()
+    def _stored(self) -> Any:
+        """The entries in f16, as the file gives them back."""
+        import torch
+
+        from .table_torch import nearest, scale_of
+
+        table = self._start + self._unit * self.moved
+        if self._table_bits == 16:
+            return table.half()
+        larger = table.abs().amax(dim=1, keepdim=True) > self._largest
+        return nearest(table, torch.where(larger, scale_of(table, dim=1), self._scale))
+
+    def parts(self) -> dict[str, NDArray[Any]]:
+        parts = table_parts(self._stored().cpu().numpy(), self._table_bits)
+        return {f"{self.tensor.name}.{part}": values for part, values in parts.items()}
 
     def weights(self) -> Any:
         row, column, values = self._sparse
-        weights = self.stored().float().gather(1, self._indices.long())
+        weights = self._stored().float().gather(1, self._indices.long())
         return weights.index_put_((row, column), values, accumulate=True)
 
     def add_gradient(self, gradient: Any) -> None:
@@ -211,17 +228,20 @@ class _Vector:
     def __init__(self, tensor: Tensor, values: NDArray[np.float32], device: str) -> None:
         import torch
 
-        self.tensor, self.name = tensor, tensor.name
+        self.tensor = tensor
         self._start = torch.from_numpy(values).to(device)
         self._unit = self._start.square().mean().sqrt() / 4
         self.moved = torch.zeros_like(self._start)
         self.moved.grad = torch.zeros_like(self._start)
 
-    def stored(self) -> Any:
+    def _stored(self) -> Any:
         return self._start + self._unit * self.moved
 
+    def parts(self) -> dict[str, NDArray[Any]]:
+        return {self.tensor.name: self._stored().cpu().numpy()}
+
     def weights(self) -> Any:
-        return self.stored() - self.tensor.plus
+        return self._stored() - self.tensor.plus
 
     def add_gradient(self, gradient: Any) -> None:
         self.moved.grad.add_(gradient * self._unit)

@@ -9,10 +9,11 @@ import gguf
 import numpy as np
 import pytest
 from sq_convert import allocate
-from sq_convert.allocate import SETTINGS, Losses, Plan, Setting
+from sq_convert.allocate import Losses, Plan, Setting, settings
 from sq_convert.arch import Kind, Tensor
 from sq_convert.cli import main
 
+SETTINGS = settings(8)
 OPTIONS = ("--samples", "6", "--seq-len", "64", "--threads", "1")
 
 
@@ -38,7 +39,7 @@ def loss(plan: Plan, losses: Losses) -> float:
 @pytest.mark.parametrize("seed", range(4))
 def test_the_budget_is_met_and_more_of_it_never_loses_more(seed: int) -> None:
     matrices, losses = model(seed)
-    least = allocate.least_bits(matrices)
+    least = allocate.least_bits(matrices, 8)
     before = np.inf
     for bpw in np.linspace(least, 4.3, 60):
         plan = allocate.allocate(matrices, losses, float(bpw))
@@ -127,5 +128,6 @@ def test_options_that_contradict_a_budget(stories: Path, tmp_path: Path) -> None
 
 def test_a_setting_counts_tables_pointers_and_kept_weights() -> None:
     tensor = Tensor("x", "x", (10, 128), Kind.MATRIX)
-    assert Setting(4, 0.0).n_bytes(tensor) == 10 * (64 + 32)
-    assert Setting(4, 1.0).n_bytes(tensor) == 10 * (64 + 32) + 4 * 11 + 13 * 4
+    assert Setting(4, 0.0, 16).n_bytes(tensor) == 10 * (64 + 32)
+    assert Setting(4, 0.0, 8).n_bytes(tensor) == 10 * (64 + 18)
+    assert Setting(4, 1.0, 16).n_bytes(tensor) == 10 * (64 + 32) + 4 * 11 + 13 * 4

@@ -38,9 +38,12 @@ def codes_3_bits(words: NDArray[np.uint32], n_in: int) -> NDArray[np.uint32]:
 
 
 def matrix(tensors: dict[str, Any], name: str, bits: int, n_in: int) -> NDArray[np.float32]:
-    """Section 2: W[r, i] = f32(lut[r, code(r, i)]) + Σ f32(vals[k])."""
-    table, raw = tensors[f"{name}.lut"], tensors[f"{name}.codes"]
-    assert table.tensor_type == gguf.GGMLQuantizationType.F16
+    """Section 2: W[r, i] = f32(entry(r, code(r, i))) + Σ f32(vals[k])."""
+    table, raw, scale = (tensors.get(f"{name}.{part}") for part in ("lut", "codes", "lut_scale"))
+    assert table is not None
+    assert raw is not None
+    table_type = gguf.GGMLQuantizationType.F16 if scale is None else gguf.GGMLQuantizationType.I8
+    assert table.tensor_type == table_type
     assert raw.tensor_type == gguf.GGMLQuantizationType.I8
     n_out = int(table.shape[1])
     assert list(table.shape) == [2**bits, n_out]
@@ -51,6 +54,10 @@ def matrix(tensors: dict[str, Any], name: str, bits: int, n_in: int) -> NDArray[
     words = np.frombuffer(raw.data.tobytes(), "<u4").reshape(n_out, -1)
     codes = codes_4_bits(words, n_in) if bits == 4 else codes_3_bits(words, n_in)
     lut = table.data.astype(np.float32)
+    if scale is not None:
+        assert scale.tensor_type == gguf.GGMLQuantizationType.F16
+        assert list(scale.shape) == [n_out]
+        lut = (lut * scale.data.astype(np.float32)[:, None]).astype(np.float16).astype(np.float32)
     assert (np.diff(lut, axis=1) >= 0).all()
     values: NDArray[np.float32] = np.take_along_axis(lut, codes.astype(np.intp), axis=1)
     if f"{name}.rows" not in tensors:
@@ -86,11 +93,23 @@ def hugging_face_name(name: str) -> str:
     return f"model.layers.{block}.{HUGGING_FACE[part]}.{kind}"
 
 
-@pytest.mark.parametrize("options", [("--bits", "4"), ("--bits", "3"), ("--bits", "4", "--outliers", "0")])
+GUIDED = ("--method", "guided", "--samples", "4", "--seq-len", "64")  # whose tables have 8 bits
+
+
+@pytest.mark.parametrize(
+    ("options", "method"),
+    [
+        (("--bits", "4", "--method", "kmeans"), "kmeans"),
+        (("--bits", "3", "--method", "kmeans"), "kmeans"),
+        (("--bits", "4", "--outliers", "0", "--method", "kmeans"), "kmeans"),
+        (("--bits", "4", *GUIDED), "guided"),
+        (("--bits", "3", *GUIDED), "guided"),
+    ],
+)
 def test_a_stock_reader_rebuilds_every_matrix(
-    options: tuple[str, ...], convert: Convert, stories: Path, tmp_path: Path
+    options: tuple[str, ...], method: str, convert: Convert, stories: Path, tmp_path: Path
 ) -> None:
-    path = convert(stories, *options, "--method", "kmeans")
+    path = convert(stories, *options)
     folder = tmp_path / "decoded"
     assert main([str(path), "-o", str(folder), "--dequantize"]) == 0
     decoded = load_file(folder / "model.safetensors")
@@ -99,9 +118,10 @@ def test_a_stock_reader_rebuilds_every_matrix(
     fields = {key: field.contents() for key, field in reader.fields.items()}
 
     assert fields["squeezellm.version"] == 1
-    assert fields["squeezellm.method"] == "kmeans"
+    assert fields["squeezellm.method"] == method
     assert fields["squeezellm.bits"] == int(options[1])
-    assert fields["squeezellm.calibration"] == ""
+    assert bool(fields["squeezellm.calibration"]) == (method == "guided")
+    assert any(name.endswith(".lut_scale") for name in tensors) == (method == "guided")
     assert fields["general.alignment"] == 64
     assert all(tensor.data_offset % 64 == 0 for tensor in reader.tensors)
     names = fields["squeezellm.matrix.names"]
@@ -113,7 +133,7 @@ def test_a_stock_reader_rebuilds_every_matrix(
         assert (matrix(tensors, name, bits, n_in) == decoded[hugging_face_name(name)]).all(), name
         rebuilt += 1
     for name, tensor in tensors.items():
-        if name.endswith((".codes", ".lut", ".rows", ".cols", ".vals")):
+        if name.endswith((".codes", ".lut", ".lut_scale", ".rows", ".cols", ".vals")):
             continue
         values = tensor.data
         if tensor.tensor_type == gguf.GGMLQuantizationType.Q8_0:  # section 3: w = scale · q

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sq_convert.cluster import cluster_rows
 from sq_convert.quantize import PARTS, Recipe
 from sq_convert.refine import DAMPING, SHRINKAGE, Refined, curvature_of, refine_rows
+from sq_convert.table import LARGEST_CODE, rounded, table_of, table_parts
 from sq_convert.workers import Task
 
 Floats = NDArray[np.float32]
@@ -61,15 +62,17 @@ def test_no_step_raises_the_objective(n_rows: int, n_cols: int, k: int) -> None:
     p = problem(n_rows, n_cols)
     table, indices, objective = p.refine(k)
     assert (np.diff(objective, axis=1) <= 1e-6 * objective[:, :1]).all()
-    scale = p.objective(*p.start(k)).max() + 1e-30
-    assert objective[:, 0] == pytest.approx(p.objective(*p.start(k)), rel=1e-4, abs=1e-5 * scale)
+    first_table, first_indices = p.start(k)
+    start = p.objective(rounded(first_table), first_indices)
+    scale = start.max() + 1e-30
+    assert objective[:, 0] == pytest.approx(start, rel=1e-4, abs=1e-5 * scale)
     assert objective[:, -1] == pytest.approx(p.objective(table, indices), rel=1e-3, abs=1e-5 * scale)
     assert (np.diff(table.astype(np.float32), axis=1) >= 0).all()
     assert indices.max() < k
 
 
 @pytest.mark.parametrize("k", [8, 16])
-@pytest.mark.parametrize(("n_rows", "n_cols"), [(1, 1), (3, 5), (9, 64), (17, 130)])
+@pytest.mark.parametrize(("n_rows", "n_cols"), [(1, 1), (3, 64), (9, 64), (17, 130)])
 def test_torch_says_what_c_says(n_rows: int, n_cols: int, k: int) -> None:
     """But for a row here and there where rounding decides between two entries: it ends elsewhere, as good."""
     p = problem(n_rows, n_cols)
@@ -89,8 +92,8 @@ def test_a_task_has_the_same_parts_from_torch(method: str) -> None:
     measured = p.hessian if method == "guided" else np.abs(p.values) + np.float32(1e-3)
     recipe = Recipe(3, method, 2.0, 0.0)
     in_c, in_torch = (Task(p.values, measured, recipe, 1, device).run() for device in (None, "cpu"))
-    assert in_c.keys() == in_torch.keys() == set(PARTS)
-    assert all(np.array_equal(in_c[part], in_torch[part]) for part in PARTS)
+    assert in_c.keys() == in_torch.keys() == set(PARTS) - ({"lut_scale"} if method != "guided" else set())
+    assert all(np.array_equal(in_c[part], in_torch[part]) for part in in_c)
 
 
 def test_it_beats_clustering_by_far() -> None:
@@ -127,7 +130,7 @@ def test_columns_without_inputs_change_nothing() -> None:
     assert np.isfinite(p.refine(8).objective).all()
     dead = p._replace(hessian=np.zeros_like(p.hessian))
     table, indices, objective = dead.refine(8)
-    assert np.array_equal(table, dead.start(8)[0])
+    assert np.array_equal(table, rounded(dead.start(8)[0]))
     assert np.array_equal(indices, dead.start(8)[1])
     assert not objective.any()
 
@@ -145,3 +148,45 @@ def test_small_rows_end_near_the_best_of_all() -> None:
     found = p.refine(2).objective[:, -1]
     assert (found < 1.01 * best).sum() >= 16
     assert found.sum() < 1.5 * best.sum()
+
+
+@pytest.mark.parametrize("k", [4, 8, 16])
+@pytest.mark.parametrize("size", [3e4, 0.02, 1e-4, 1e-6, 1e-7])
+def test_tables_of_eight_bits_are_stored_exactly(size: float, k: int) -> None:
+    random = np.random.default_rng(k)
+    table = np.sort(size * random.standard_t(4, (200, k)), axis=1).clip(-65504, 65504)
+    table[0], table[1, 0] = 0, -65504
+    found = rounded(table)
+    parts = table_parts(found, 8)
+    assert parts["lut"].dtype == np.int8
+    assert np.abs(parts["lut"].astype(int)).max() <= LARGEST_CODE
+    assert np.array_equal(table_of(parts), found)
+    least = 2.0**-24  # the distance of the smallest numbers that f16 has
+    step = np.abs(table).max(axis=1, keepdims=True) / LARGEST_CODE + least
+    assert (np.abs(found.astype(np.float64) - table) <= 0.51 * step + np.abs(table) / 1024 + least).all()
+
+
+def test_tables_of_f16_are_not_taken_for_tables_of_eight_bits() -> None:
+    with pytest.raises(ValueError, match="8 bits"):
+        table_parts(np.asarray([[0.011, 0.0173, 0.0191, 0.0377]], np.float16), 8)
+
+
+def test_refined_tables_can_be_stored() -> None:
+    table, _, _ = problem(9, 64).refine(16)
+    assert np.array_equal(table_of(table_parts(table, 8)), table)
+
+
+@pytest.mark.parametrize(("k", "most"), [(4, 1.01), (8, 1.03), (16, 1.08)])
+def test_rounding_tables_together_costs_little(k: int, most: float) -> None:
+    """Of weights with heavy tails, beside the best tables for the same indices: the closed form, by numpy."""
+    p = problem(16, 300)
+    hessian = p.counted()
+    _, indices, objective = p.refine(k)
+    best = 0.0
+    for row in range(16):
+        free = ~p.kept[row]
+        one_hot = np.eye(k)[indices[row]][free]
+        h, w = hessian[np.ix_(free, free)], p.values[row][free].astype(np.float64)
+        error = one_hot @ np.linalg.lstsq(one_hot.T @ h @ one_hot, one_hot.T @ h @ w, rcond=None)[0] - w
+        best += error @ h @ error
+    assert best <= objective[:, -1].sum() < most * best

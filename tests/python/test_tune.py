@@ -34,13 +34,15 @@ def files(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_table_collects_the_gradients_of_its_weights() -> None:
+@pytest.mark.parametrize("method", ["rtn", "guided"])
+def test_a_table_collects_the_gradients_of_its_weights(method: str) -> None:
     random = np.random.default_rng(1)
     values = random.normal(size=(3, 100)).astype(np.float32)
-    parts = quantize_matrix(values, None, Recipe(3, "rtn", 2.0, 0.0), 1)
+    parts = quantize_matrix(values, np.eye(100, dtype=np.float32), Recipe(3, method, 2.0, 0.0), 1)
     table = tune._Table(Tensor("x", "x", values.shape, Kind.MATRIX), parts, "cpu")
     decoded = decode_matrix(parts, 100, 3)
     assert (table.weights().numpy() == decoded).all()
+    assert all((values == parts[name.removeprefix("x.")]).all() for name, values in table.parts().items())
     # A loss that is linear in the weights changes by a table's change times its gradient.
     gradient = random.normal(size=values.shape).astype(np.float32)
     table.add_gradient(torch.from_numpy(gradient))
@@ -58,7 +60,8 @@ def test_tables_and_norms_alone_are_tuned(files: Path) -> None:
     assert before.keys() == after.keys()
     for name, values in before.items():
         moved = (after[name] != values).any()
-        assert moved == (name.endswith(".lut") or "norm" in name), name
+        if not name.endswith(".lut_scale"):  # which moves with a table's largest entry alone
+            assert moved == (name.endswith(".lut") or "norm" in name), name
 
 
 def test_tuning_brings_the_model_nearer_on_sequences_held_out(stories: Path, files: Path) -> None:
