@@ -120,7 +120,7 @@ def sum_up(
     sums = torch.zeros(file.n_values, dtype=torch.float32, device=device)
     targets = file.split(sums)
     for tensor in file.matrices if done else ():
-        targets[tensor.name].copy_(torch.from_numpy(file.read(tensor)))
+        targets[tensor.name].copy_(torch.from_numpy(file.read_values(tensor)))
 
     saved, cost = time.monotonic(), 0.0
     for number in range(done, len(sequences)):

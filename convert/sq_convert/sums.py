@@ -52,10 +52,15 @@ class SumsFile:
         return dict(zip((tensor.name for tensor in self.matrices), pieces, strict=True))
 
     def read(self, tensor: Tensor) -> NDArray[np.float32]:
+        return self.measure.whole(tensor, self.read_values(tensor))
+
+    def read_values(self, tensor: Tensor) -> NDArray[np.float32]:
+        """The vector that :meth:`split` has of the matrix."""
         from safetensors import safe_open
 
         with safe_open(self.path, framework="numpy") as file:
-            return self.measure.whole(tensor, file.get_tensor(tensor.name))
+            values: NDArray[np.float32] = file.get_tensor(tensor.name)
+        return values
 
     def write(self, sums: NDArray[np.float32], n_sequences: int) -> None:
         """Saves ``sums`` ``[n_values]``, the matrices one after the other, without a copy in memory."""
