@@ -1,9 +1,9 @@
 /* Rotation, the KV cache and attention over it, of one layer.
  *
- * A block has some rows (a row: a query head of a token) of the heads that share a KV head, and a split of the
- * positions they see; of few tokens it also norms and rotates its queries, and stores the new keys and values
- * of its split, before it reads them. A team of 8 lanes takes a position at a time, 8 components of 64 each,
- * with a softmax in one pass of its own for each row (Milakov and Gimelshein, arXiv 1805.02867).
+ * A block has some rows (a row: a query head of a token) of the heads that share a KV head, and a split of
+ * the positions they see; of few tokens it also norms and rotates its queries, and stores the new keys and
+ * values of its split, before it reads them. A team of 8 lanes takes a position at a time, 8 components of 64
+ * each, with a softmax in one pass of its own for each row (Milakov and Gimelshein, arXiv 1805.02867).
  *
  * Teams are merged in shared memory, splits by the block that is through last, both in a fixed order. */
 #include "cache.cuh"
