@@ -13,7 +13,7 @@ from .cluster import cluster_rows
 from .outliers import kept_by_inputs, kept_weights
 from .pack import pack, row_bytes, unpack
 from .refine import Curvature, curvature_of, refine_rows
-from .table import table_bits_of, table_bytes, table_of, table_parts
+from .table import rounded, table_bits_of, table_bytes, table_of, table_parts
 
 F16_MAX = 65504.0
 PARTS = ("codes", "lut", "lut_scale", "rows", "cols", "vals")
@@ -100,10 +100,12 @@ def _fit(
 ) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
     """Tables and indices of rows; of `guided` those that lower the errors of all the inputs together."""
     k = 2**recipe.bits
-    if recipe.method == "rtn":
-        return _uniform_rows(values, kept, k)
     if not isinstance(known, Curvature):
-        return cluster_rows(values, known, kept, k, threads, torch_device)[:2]
+        if recipe.method == "rtn":
+            table, indices = _uniform_rows(values, kept, k)
+        else:
+            table, indices, _ = cluster_rows(values, known, kept, k, threads, torch_device)
+        return table if table_bits_of(recipe.method) == 16 else rounded(table), indices
     weights = np.ascontiguousarray(np.broadcast_to(known.diagonal, values.shape))
     table, indices, _ = cluster_rows(values, weights, kept, k, threads, torch_device)
     return refine_rows(values, known, kept, table, indices, threads, torch_device)[:2]

@@ -53,8 +53,8 @@ def table_of(parts: Mapping[str, NDArray[Any]]) -> NDArray[np.float16]:
 
 
 def table_bits_of(method: str) -> int:
-    """Of an entry in the file: what `guided` fits takes 8."""
-    return 8 if method == "guided" else 16
+    """Of an entry in the file; the original's method has f16."""
+    return 16 if method == "squeezellm" else 8
 
 
 def table_bytes(k: int, table_bits: int) -> int:

@@ -34,11 +34,11 @@ def files(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("method", ["rtn", "guided"])
+@pytest.mark.parametrize("method", ["rtn", "squeezellm"])
 def test_a_table_collects_the_gradients_of_its_weights(method: str) -> None:
     random = np.random.default_rng(1)
     values = random.normal(size=(3, 100)).astype(np.float32)
-    parts = quantize_matrix(values, np.eye(100, dtype=np.float32), Recipe(3, method, 2.0, 0.0), 1)
+    parts = quantize_matrix(values, np.ones_like(values), Recipe(3, method, 2.0, 0.0), 1)
     table = tune._Table(Tensor("x", "x", values.shape, Kind.MATRIX), parts, "cpu")
     decoded = decode_matrix(parts, 100, 3)
     assert (table.weights().numpy() == decoded).all()

@@ -17,6 +17,10 @@ class Row(NamedTuple):
         return f"`{' '.join(self.options)}`" if self.options else f"llama.cpp {self.name}, importance matrix"
 
 
+def _uncalibrated(method: str, bits: int) -> tuple[str, ...]:
+    return ("--method", method, "--bits", str(bits), "--outliers", "0")
+
+
 def _squeezellm(bits: int, outliers: float, sensitive: float) -> tuple[str, ...]:
     kept = ("--outliers", f"{outliers:g}", "--sensitive", f"{sensitive:g}")
     return ("--method", "squeezellm", "--bits", str(bits), *kept)
@@ -28,6 +32,11 @@ def _guided(bits: int, outliers: float, tune: int) -> tuple[str, ...]:
 
 
 ROWS = [  # what can use what the row before has left follows it
+    *(
+        Row(f"{method}-{bits}-0", _uncalibrated(method, bits))
+        for method in ("rtn", "kmeans")
+        for bits in (3, 4)
+    ),
     *(
         Row(f"squeezellm-{bits}-{outliers + sensitive:g}", _squeezellm(bits, outliers, sensitive))
         for bits in (3, 4)
