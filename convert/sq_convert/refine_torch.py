@@ -48,10 +48,13 @@ def refine(
     fit = _measured(problem, rounded(table, dim=1).float().T.contiguous(), indices.long().T.contiguous())
     objectives = [fit.objective]
     steps: list[Callable[[_Problem, _Fit], _Fit]] = [_round] * n_steps + [_descend] * n_steps
+    changed = torch.ones_like(fit.objective, dtype=torch.bool)  # since a row's table was fitted
     for step in steps:
         found = step(problem, fit)
         objectives.append(found.objective)
-        fit = found if found.indices is fit.indices else _fit_table(problem, found)
+        changed |= (found.indices != fit.indices).any(dim=0)
+        fit = _fit_table(problem, found, changed) if changed.any() else found
+        changed = torch.zeros_like(changed)
         objectives.append(fit.objective)
     indices = torch.where(problem.kept, _nearest(fit.table, problem.values), fit.indices)
     return fit.table.T.half(), indices.T.to(torch.uint8), torch.stack(objectives, dim=1)
@@ -128,9 +131,9 @@ def _descend(problem: _Problem, fit: _Fit) -> _Fit:
     return _measured(problem, fit.table, indices) if changed else fit
 
 
-def _fit_table(problem: _Problem, fit: _Fit) -> _Fit:
-    """Takes the tables that are best for the indices, rounded to 8 bits, where that helps: they are x
-    further, (PᵀHP + εI) x = -Pᵀ gradient."""
+def _fit_table(problem: _Problem, fit: _Fit, rows: Tensor) -> _Fit:
+    """Takes the tables that are best for the indices, rounded to 8 bits, where that helps the rows of a mask:
+    they are x further, (PᵀHP + εI) x = -Pᵀ gradient."""
     k, n_rows = fit.table.shape
     used = (~problem.kept).double()
     products = torch.zeros(k, k, n_rows, dtype=torch.float64, device=fit.table.device)
@@ -149,7 +152,8 @@ def _fit_table(problem: _Problem, fit: _Fit) -> _Fit:
     best = torch.where(solved, fit.table.double() + step, fit.table.double())
     table, order = _rounded_together(products, right, fit.table, best).sort(dim=0, stable=True)
     indices = order.argsort(dim=0).gather(0, fit.indices)
-    return _better(fit, _measured(problem, table, indices))
+    found = _measured(problem, table, indices)
+    return _better(fit, found._replace(objective=found.objective.where(rows, torch.inf)))
 
 
 def _rounded_together(products: Tensor, right: Tensor, before: Tensor, best: Tensor) -> Tensor:

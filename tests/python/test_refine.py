@@ -72,7 +72,7 @@ def test_no_step_raises_the_objective(n_rows: int, n_cols: int, k: int) -> None:
 
 
 @pytest.mark.parametrize("k", [8, 16])
-@pytest.mark.parametrize(("n_rows", "n_cols"), [(1, 1), (3, 64), (9, 64), (17, 130)])
+@pytest.mark.parametrize(("n_rows", "n_cols"), [(1, 1), (3, 5), (3, 64), (9, 64), (17, 130)])
 def test_torch_says_what_c_says(n_rows: int, n_cols: int, k: int) -> None:
     """But for a row here and there where rounding decides between two entries: it ends elsewhere, as good."""
     p = problem(n_rows, n_cols)
