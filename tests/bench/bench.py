@@ -4,8 +4,9 @@ usage: bench.py --smollm2 SMOLLM2.gguf --work FOLDER --out FILE.md [--peer-pytho
 
 Two models: SmolLM2-135M, and random weights in TinyLlama's shape (1.1B). Ours are converted at 4 and 3
 bits with 0.45 % outliers by round-to-nearest, which is quick and costs the runtime exactly what any other
-method does. Peers are quantized by llama.cpp from the same file. Every round measures every candidate
-once, so that a drift of the machine meets all of them; the tables hold medians.
+method does but `squeezellm`, whose tables are f16. Peers are quantized by llama.cpp from the same file.
+Every round measures every candidate once, so that a drift of the machine meets all of them; the tables hold
+medians.
 
 With peers a chart is drawn beside FILE.md, and what stands in FILE.md from "## Targets" on stays as it is.
 """

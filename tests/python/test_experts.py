@@ -14,6 +14,7 @@ from gguf import GGUFReader
 from sq_convert.options import Options
 from sq_convert.pipeline import convert
 from sq_convert.progress import Progress
+from sq_convert.quantize import PARTS
 from sq_convert.table import rounded, table_of
 from tokenizers_for_tests import byte_level
 
@@ -54,21 +55,20 @@ def test_idle_experts(method: str, folder: Path, tmp_path: Path) -> None:
         same = []
         for expert in range(N_EXPERTS):
             stem = f"blk.1.ffn_{name}.{expert}.weight."
-            table = table_in(calibrated, stem)
+            found, wanted = (parts_of(tensors, stem) for tensors in (calibrated, plain))
+            parts = PARTS if method == "guided" else ("codes", "rows", "cols")
             same.append(
-                np.array_equal(table_in(plain, stem), rounded(table) if method == "squeezellm" else table)
-                and all(
-                    np.array_equal(calibrated[stem + p], plain[stem + p]) for p in ("codes", "rows", "cols")
+                np.array_equal(
+                    rounded(table_of(found)) if method == "squeezellm" else table_of(found), table_of(wanted)
                 )
+                and all(np.array_equal(found[part], wanted[part]) for part in parts)
             )
         assert same[IDLE]
         assert not all(same)
 
 
-def table_in(tensors: dict[str, np.ndarray], stem: str) -> np.ndarray:
-    return table_of(
-        {name.removeprefix(stem): data for name, data in tensors.items() if name.startswith(stem)}
-    )
+def parts_of(tensors: dict[str, np.ndarray], stem: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(stem): data for name, data in tensors.items() if name.startswith(stem)}
 
 
 def tensors_of(path: Path) -> dict[str, np.ndarray]:
