@@ -34,7 +34,7 @@ typedef struct job {
     const float *values, *hessian, *factor;
     const uint8_t *kept;
     uint32_t n_cols, k;
-    uint16_t *table;
+    float *table;
     uint8_t *indices;
     double *objective;
 } job;
@@ -279,7 +279,7 @@ static float table_scale(const float *table, uint32_t k) {
 static float entry_round(float scale, double x) {
     double code = scale > 0 ? nearbyint(x / (double)scale) : 0;
     code = fmin(fmax(code, -LARGEST_CODE), LARGEST_CODE);
-    return sq_f16_decode(sq_f16_encode((double)scale * code));
+    return (float)((double)scale * code);
 }
 
 static void table_round(float *table, uint32_t k) {
@@ -458,7 +458,7 @@ static void row_load(const job *j, uint32_t index, row *r) {
     r->kept = j->kept ? j->kept + (size_t)index * n : NULL;
     memcpy(r->now.indices, j->indices + (size_t)index * n, n);
     for (uint32_t e = 0; e < j->k; e++)
-        r->table[e] = sq_f16_decode(j->table[(size_t)index * j->k + e]);
+        r->table[e] = j->table[(size_t)index * j->k + e];
     table_round(r->table, j->k);
     middles_fill(r, j->k);
     errors_fill(r, n);
@@ -468,7 +468,7 @@ static void row_load(const job *j, uint32_t index, row *r) {
 static void row_store(const job *j, uint32_t index, const row *r) {
     uint8_t *indices = j->indices + (size_t)index * j->n_cols;
     for (uint32_t e = 0; e < j->k; e++)
-        j->table[(size_t)index * j->k + e] = sq_f16_encode((double)r->table[e]);
+        j->table[(size_t)index * j->k + e] = r->table[e];
     for (uint32_t i = 0; i < j->n_cols; i++)
         indices[i] = is_kept(r, i) ? nearest(&r->middles, r->values[i]) : r->now.indices[i];
 }
@@ -532,7 +532,7 @@ static void *scratch_create(const void *context) {
 }
 
 int sq_refine_rows(const float *values, const float *hessian, const float *factor, const uint8_t *kept,
-                   uint32_t n_rows, uint32_t n_cols, uint32_t k, uint32_t n_threads, uint16_t *table,
+                   uint32_t n_rows, uint32_t n_cols, uint32_t k, uint32_t n_threads, float *table,
                    uint8_t *indices, double *objective) {
     static const sq_row_work work = {GROUP, scratch_create, scratch_free, refine_group};
     job j = {values, hessian, factor, kept, n_cols, k, table, indices, objective};

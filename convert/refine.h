@@ -34,8 +34,8 @@ enum { SQ_REFINE_TILE_ROWS = 64, SQ_REFINE_TILE_COLUMNS = 16 };
  *                             keeps its indices in a descent
  * factor    [n_cols, n_cols]  M, in tiles, f32, finite, with zeros on and below the diagonal
  * kept      [n_rows, n_cols]  1 where a value has no error, whatever its index; NULL: none
- * table     [n_rows, k]       in and out: f16 bits, ascending; k is 2 … 16. On return an entry is the f16
- *                             nearest to a code, -127 … 127, times a scale that the row has in f16
+ * table     [n_rows, k]       in and out: f32, ascending, at most 65504 in size; k is 2 … 16. On return an
+ *                             entry is a code, -127 … 127, times a scale that f16 holds and the row shares
  * indices   [n_rows, n_cols]  in and out: below k; of kept values on return the nearest entry's
  * objective [n_rows, SQ_REFINE_OBJECTIVES]  out: never rising
  *
@@ -43,6 +43,6 @@ enum { SQ_REFINE_TILE_ROWS = 64, SQ_REFINE_TILE_COLUMNS = 16 };
  */
 SQ_FIT_API int sq_refine_rows(const float *values, const float *hessian, const float *factor,
                               const uint8_t *kept, uint32_t n_rows, uint32_t n_cols, uint32_t k,
-                              uint32_t n_threads, uint16_t *table, uint8_t *indices, double *objective);
+                              uint32_t n_threads, float *table, uint8_t *indices, double *objective);
 
 #endif

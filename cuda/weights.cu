@@ -139,7 +139,7 @@ void tables_fill(const sources &s, const gpu_matrix &w, std::vector<uint32_t> &t
         uint32_t n = 1u << w.bits;
         uint8_t *bytes = (uint8_t *)&tables[(size_t)at * sq_table_words(w.bits)];
         for (uint32_t i = 0; i < n; i++) {
-            uint16_t entry = sq_lut_entry(&linear->w, w.bits, row, i);
+            uint16_t entry = sq_f32_to_f16(sq_lut_entry(&linear->w, w.bits, row, i));
             bytes[i] = (uint8_t)entry;
             bytes[n + i] = (uint8_t)(entry >> 8);
         }

@@ -91,36 +91,40 @@ static inline vu vu_srlv(vu v, vu shift) {
 static inline vf vf_gather(const float *x, const uint16_t *i) {
     return (vf){x[i[0]], x[i[1]], x[i[2]], x[i[3]]};
 }
+/* The four floats at x + 4 i[0]. */
+static inline vf vf_gather4(const float *x, const uint16_t *i) {
+    return vf_load(x + 4 * i[0]);
+}
 static inline float f16_to_f32(uint16_t h) {
     return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(h))), 0);
 }
 
-/* The low bytes of up to 16 entries, then their high bytes: lookups are in bytes. */
-typedef uint8x16x2_t lut_table;
+/* Up to 16 entries in f16, over a scale: their low bytes, then their high bytes, for lookups are in bytes. */
+typedef struct lut_table {
+    uint8x16x2_t bytes;
+    vf scale;
+} lut_table;
 
-/* Of up to 16 entries in order. */
-static inline lut_table lut_split(uint8x16_t first, uint8x16_t second) {
-    return (lut_table){{vuzp1q_u8(first, second), vuzp2q_u8(first, second)}};
+static inline lut_table lut_split(uint8x16_t first, uint8x16_t second, vf scale) {
+    return (lut_table){{{vuzp1q_u8(first, second), vuzp2q_u8(first, second)}}, scale};
 }
 static inline lut_table lut_load(int bits, const uint16_t *lut) {
     uint8x16_t first =
         bits == 2 ? vcombine_u8(vld1_u8((const uint8_t *)lut), vdup_n_u8(0)) : vld1q_u8((const uint8_t *)lut);
-    return lut_split(first, bits == 4 ? vld1q_u8((const uint8_t *)(lut + 8)) : first);
+    return lut_split(first, bits == 4 ? vld1q_u8((const uint8_t *)(lut + 8)) : first, vf_set1(1));
 }
-static inline uint8x8_t lut_four8(const int8_t *lut, vf scale) {
-    return vreinterpret_u8_f16(vcvt_f16_f32(vf_load_i8(lut) * scale));
+static inline uint8x8_t lut_four8(const int8_t *lut) {
+    return vreinterpret_u8_f16(vcvt_f16_f32(vf_load_i8(lut)));
 }
 static inline lut_table lut_load8(int bits, const int8_t *lut, vf scale) {
-    uint8x16_t first =
-        vcombine_u8(lut_four8(lut, scale), bits == 2 ? vdup_n_u8(0) : lut_four8(lut + 4, scale));
-    return lut_split(first,
-                     bits == 4 ? vcombine_u8(lut_four8(lut + 8, scale), lut_four8(lut + 12, scale)) : first);
+    uint8x16_t first = vcombine_u8(lut_four8(lut), bits == 2 ? vdup_n_u8(0) : lut_four8(lut + 4));
+    return lut_split(first, bits == 4 ? vcombine_u8(lut_four8(lut + 8), lut_four8(lut + 12)) : first, scale);
 }
 /* Byte 0 of a lane becomes an entry's low byte, byte 1 its high byte; the others are dropped. */
 static inline vf lut_at(int bits, const lut_table *table, vu codes) {
     vu code = codes & ((1u << bits) - 1), index = code | code << 8 | 0x1000u;
-    vu halves = vreinterpretq_u32_u8(vqtbl2q_u8(*table, vreinterpretq_u8_u32(index)));
-    return vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32(halves)));
+    vu halves = vreinterpretq_u32_u8(vqtbl2q_u8(table->bytes, vreinterpretq_u8_u32(index)));
+    return vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32(halves))) * table->scale;
 }
 
 typedef struct dwords {
@@ -140,6 +144,15 @@ static inline vu dwords_at(const dwords *d, vu index) {
     return vreinterpretq_u32_u8(vqtbl4q_u8(bytes, vreinterpretq_u8_u32(at)));
 }
 
+static inline void vf_transpose4(vf *v) {
+    float32x4x4_t columns = {{v[0], v[1], v[2], v[3]}};
+    float rows[16];
+    vst4q_f32(rows, columns);
+    for (int i = 0; i < 4; i++) {
+        v[i] = vld1q_f32(rows + 4 * i);
+    }
+}
+
 #include "simd_table.h"
 
 static bool sq_cpu_has_neon(void) {
@@ -147,4 +160,4 @@ static bool sq_cpu_has_neon(void) {
 }
 
 /* Integer products of pairs take as many instructions as f32's. */
-const sq_kernels sq_kernels_neon = SIMD_KERNELS(neon, NULL, NULL);
+const sq_kernels sq_kernels_neon = SIMD_KERNELS(neon, lut, NULL, NULL);

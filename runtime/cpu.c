@@ -66,8 +66,10 @@ static void run_layout(sq_run *run, const sq_hparams *h, uint32_t n_threads, are
     if (h->n_experts)
         experts_layout(run, h, a);
     run->private_h = arena_floats(a, n_threads * sq_pad(h->n_embd));
-    run->scratch_floats =
-        sq_pad(larger(SQ_GEMM_ROWS * sq_pad(widest), sq_fixed_scratch_bytes(widest) / sizeof(float)));
+    size_t scratch_bytes =
+        larger(SQ_GEMM_ROWS * sq_pad(widest) * sizeof(float), sq_fixed_scratch_bytes(widest));
+    scratch_bytes = larger(scratch_bytes, sq_gemv_scratch_bytes(widest, SQ_FEW_TOKENS));
+    run->scratch_floats = sq_pad(scratch_bytes / sizeof(float));
     run->scratch = arena_floats(a, n_threads * run->scratch_floats);
     run->packed =
         arena_floats(a, SQ_RUN_TOKENS / SQ_FIXED_TOKENS * sq_fixed_group_bytes(widest) / sizeof(float));
@@ -144,7 +146,7 @@ static void linear_rows(sq_run *run, const sq_linear *linear, const operand *in,
         return;
     if (in->n <= SQ_FEW_TOKENS)
         kernels->types[linear->w.type].gemv(&linear->w, in->data, in->stride, in->n, y, out_stride,
-                                            rows.first, rows.last);
+                                            rows.first, rows.last, scratch);
     else if (in->packed)
         kernels->fixed_gemm(&linear->w, in->packed, in->n, y, out_stride, rows.first, rows.last, scratch);
     else

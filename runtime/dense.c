@@ -48,17 +48,20 @@ static inline void expand_row(const sq_matrix *w, uint32_t row, float *out, weig
 }
 
 void sq_f32_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
-                 uint32_t row0, uint32_t row1) {
+                 uint32_t row0, uint32_t row1, void *scratch) {
+    (void)scratch;
     gemv(w, x, ldx, n_tokens, y, ldy, row0, row1, f32_at);
 }
 
 void sq_f16_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
-                 uint32_t row0, uint32_t row1) {
+                 uint32_t row0, uint32_t row1, void *scratch) {
+    (void)scratch;
     gemv(w, x, ldx, n_tokens, y, ldy, row0, row1, f16_at);
 }
 
 void sq_q8_0_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
-                  uint32_t row0, uint32_t row1) {
+                  uint32_t row0, uint32_t row1, void *scratch) {
+    (void)scratch;
     gemv(w, x, ldx, n_tokens, y, ldy, row0, row1, q8_0_at);
 }
 

@@ -12,9 +12,10 @@
 
 typedef struct sq_type_kernels {
     /* y[t · ldy + (r - row0)] = Σ_i W[r, i] x[t · ldx + i], dense plus sparse, for t < n_tokens, which are
-     * few, r in [row0, row1). A token's result is the same to the last bit whichever others are beside it. */
+     * few, r in [row0, row1). A token's result is the same to the last bit whichever others are beside it.
+     * scratch: [sq_gemv_scratch_bytes(n_in, n_tokens)] (64-byte aligned). */
     void (*gemv)(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
-                 uint32_t row0, uint32_t row1);
+                 uint32_t row0, uint32_t row1, void *scratch);
     /* out[i] = W[row, i], dense plus sparse, i < n_in; out is sq_pad(n_in) long, zero past n_in. */
     void (*expand_row)(const sq_matrix *w, uint32_t row, float *out);
 } sq_type_kernels;
@@ -114,6 +115,12 @@ static inline size_t sq_fixed_n_blocks(size_t n_in) {
     return (n_in + SQ_FIXED_BLOCK - 1) / SQ_FIXED_BLOCK;
 }
 
+/* For activations in another order, and what simd_digits.h makes of them: three bytes each, in whole blocks.
+ */
+static inline size_t sq_gemv_scratch_bytes(size_t n_in, uint32_t n_tokens) {
+    return n_tokens * (sq_pad(n_in) * sizeof(float) + (n_in / 512 + 1) * 512 * 3 + 256);
+}
+
 size_t sq_fixed_group_bytes(size_t n_in);
 size_t sq_fixed_scratch_bytes(size_t n_in);
 
@@ -130,10 +137,10 @@ sq_status sq_kernels_choose(const char *cpu, const sq_kernels **kernels, sq_erro
 float sq_f16_to_f32(uint16_t h);
 uint16_t sq_f32_to_f16(float f); /* nearest even; overflow gives infinity */
 
-/* An entry of a row's table, as f16: docs/FORMAT.md 2. */
-static inline uint16_t sq_lut_entry(const sq_matrix *w, uint32_t bits, uint32_t row, uint32_t code) {
+/* An entry of a row's table: docs/FORMAT.md 2. */
+static inline float sq_lut_entry(const sq_matrix *w, uint32_t bits, uint32_t row, uint32_t code) {
     size_t i = ((size_t)row << bits) + code;
-    return w->lut8 ? sq_f32_to_f16(sq_f16_to_f32(w->lut_scale[row]) * w->lut8[i]) : w->lut[i];
+    return w->lut8 ? sq_f16_to_f32(w->lut_scale[row]) * w->lut8[i] : sq_f16_to_f32(w->lut[i]);
 }
 
 #endif

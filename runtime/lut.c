@@ -68,7 +68,7 @@ static uint32_t decode_at(const layout *l, const sq_matrix *w, uint32_t row, uin
 
 static void widen_table(const layout *l, const sq_matrix *w, uint32_t row, float *table) {
     for (uint32_t i = 0; i < 1u << l->bits; i++) {
-        table[i] = sq_f16_to_f32(sq_lut_entry(w, l->bits, row, i));
+        table[i] = sq_lut_entry(w, l->bits, row, i);
     }
 }
 
@@ -105,17 +105,20 @@ static void expand_row(const layout *l, const sq_matrix *w, uint32_t row, float 
 }
 
 void sq_lut2_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
-                  uint32_t row0, uint32_t row1) {
+                  uint32_t row0, uint32_t row1, void *scratch) {
+    (void)scratch;
     gemv(&lut2, w, x, ldx, n_tokens, y, ldy, row0, row1);
 }
 
 void sq_lut3_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
-                  uint32_t row0, uint32_t row1) {
+                  uint32_t row0, uint32_t row1, void *scratch) {
+    (void)scratch;
     gemv(&lut3, w, x, ldx, n_tokens, y, ldy, row0, row1);
 }
 
 void sq_lut4_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
-                  uint32_t row0, uint32_t row1) {
+                  uint32_t row0, uint32_t row1, void *scratch) {
+    (void)scratch;
     gemv(&lut4, w, x, ldx, n_tokens, y, ldy, row0, row1);
 }
 

@@ -10,22 +10,22 @@
 
 /* lut.c: dot products with and expansion of rows of table indices. */
 void sq_lut2_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
-                  uint32_t row0, uint32_t row1);
+                  uint32_t row0, uint32_t row1, void *scratch);
 void sq_lut3_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
-                  uint32_t row0, uint32_t row1);
+                  uint32_t row0, uint32_t row1, void *scratch);
 void sq_lut4_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
-                  uint32_t row0, uint32_t row1);
+                  uint32_t row0, uint32_t row1, void *scratch);
 void sq_lut2_expand_row(const sq_matrix *w, uint32_t row, float *out);
 void sq_lut3_expand_row(const sq_matrix *w, uint32_t row, float *out);
 void sq_lut4_expand_row(const sq_matrix *w, uint32_t row, float *out);
 
 /* dense.c: the same for weights stored one by one. */
 void sq_f32_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
-                 uint32_t row0, uint32_t row1);
+                 uint32_t row0, uint32_t row1, void *scratch);
 void sq_f16_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
-                 uint32_t row0, uint32_t row1);
+                 uint32_t row0, uint32_t row1, void *scratch);
 void sq_q8_0_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
-                  uint32_t row0, uint32_t row1);
+                  uint32_t row0, uint32_t row1, void *scratch);
 void sq_f32_expand_row(const sq_matrix *w, uint32_t row, float *out);
 void sq_f16_expand_row(const sq_matrix *w, uint32_t row, float *out);
 void sq_q8_0_expand_row(const sq_matrix *w, uint32_t row, float *out);

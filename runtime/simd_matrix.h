@@ -9,25 +9,39 @@
 
 #include "simd_rows.h"
 
+enum {
+    ROWS_AT_ONCE = 16
+}; /* of several tokens: they stay in the L1 or L2 cache, and what they keep is ready */
+
 /* ---- few tokens ------------------------------------------------------------------------------- */
+
+/* Of few tokens: token t's activations at x + t · ldx and, where simd_digits.h has made them, its digits at
+ * packed + t · packed_bytes. */
+typedef struct operand {
+    const float *x;
+    size_t ldx;
+    uint8_t *packed;
+    size_t packed_bytes;
+} operand;
+
+SQ_INLINE operand operand_from(operand in, uint32_t t) {
+    return (operand){in.x + t * in.ldx, in.ldx, in.packed + t * in.packed_bytes, in.packed_bytes};
+}
 
 /* sums[r · n_tokens + t] = Σ_i W[row + r, i] x[t · ldx + i] over the lanes, dense part, of sums that are
  * zero: a token's are added in the same order whichever others are beside it. n_rows <= GEMV_ROWS of one
  * token, or FEW_ROWS of n_tokens <= FEW_TOKENS. */
-typedef void dot_tile(const sq_matrix *w, const float *x, size_t ldx, uint32_t row, int n_rows, int n_tokens,
-                      vf *sums);
+typedef void dot_tile(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens, vf *sums);
 
-SQ_INLINE void gemv_tile(dot_tile *dot, int n_rows, int n_tokens, const sq_matrix *w, const float *x,
-                         size_t ldx, float *y, size_t ldy, uint32_t row, uint32_t row1, kept_products *kept) {
+SQ_INLINE void gemv_tile(dot_tile *dot, int n_rows, int n_tokens, const sq_matrix *w, operand in, float *y,
+                         size_t ldy, uint32_t row, uint32_t row1, kept_products *kept) {
     vf sums[(TILE_SUMS + 3) / 4 * 4];
     for (int i = 0; i < (n_rows * n_tokens + 3) / 4 * 4; i++) {
         sums[i] = vf_zero();
     }
-    dot(w, x, ldx, row, n_rows, n_tokens, sums);
-    for (int t = 0; w->rows && t < n_tokens; t++) {
-        for (int r = 0; r < n_rows; r++) {
-            sums[r * n_tokens + t] += kept_sum(&kept[t], w, row + r, row1, x + t * ldx);
-        }
+    dot(w, in, row, n_rows, n_tokens, sums);
+    for (int r = 0; w->rows && r < n_rows; r++) {
+        kept_sum(kept, w, row + r, row1, in.x, in.ldx, n_tokens, sums + r * n_tokens);
     }
     for (int i = 0; i < n_rows * n_tokens; i += 4) {
         v4 totals = vf_sums(sums + i);
@@ -37,84 +51,100 @@ SQ_INLINE void gemv_tile(dot_tile *dot, int n_rows, int n_tokens, const sq_matri
     }
 }
 
-SQ_INLINE void gemv_tokens(dot_tile *dot, int n_rows, int n_tokens, const sq_matrix *w, const float *x,
-                           size_t ldx, float *y, size_t ldy, uint32_t row, uint32_t row1) {
-    kept_products kept[FEW_TOKENS];
-    for (int t = 0; t < n_tokens; t++) {
-        kept[t].begin = kept[t].end = 0;
-    }
+SQ_INLINE void gemv_tokens(dot_tile *dot, int n_rows, int n_tokens, const sq_matrix *w, operand in, float *y,
+                           size_t ldy, uint32_t row, uint32_t row1, kept_products *kept) {
     for (; row1 - row >= (uint32_t)n_rows; row += n_rows, y += n_rows) {
-        gemv_tile(dot, n_rows, n_tokens, w, x, ldx, y, ldy, row, row1, kept);
+        gemv_tile(dot, n_rows, n_tokens, w, in, y, ldy, row, row1, kept);
     }
     for (; row < row1; row++, y++) {
-        gemv_tile(dot, 1, n_tokens, w, x, ldx, y, ldy, row, row1, kept);
+        gemv_tile(dot, 1, n_tokens, w, in, y, ldy, row, row1, kept);
     }
 }
 
-/* Of several tokens some rows at a time, which come from memory once. */
-SQ_INLINE void gemv(dot_tile *dot, const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens,
-                    float *y, size_t ldy, uint32_t row0, uint32_t row1) {
-    uint32_t n_at_once = n_tokens == 1 ? row1 - row0 : SQ_GEMM_ROWS;
+/* Of several tokens some rows at a time, which come from memory once. x4: [n_tokens / 4, sq_pad(n_in), 4]. */
+SQ_INLINE void gemv(dot_tile *dot, const sq_matrix *w, operand in, uint32_t n_tokens, float *y, size_t ldy,
+                    uint32_t row0, uint32_t row1, float *x4) {
+    const size_t x4_floats = 4 * sq_pad(w->n_in);
+    kept_products kept[4];
+    kept[0].begin = kept[0].end = 0;
+    if (n_tokens == 1) {
+        gemv_tokens(dot, GEMV_ROWS, 1, w, in, y, ldy, row0, row1, kept);
+        return;
+    }
+    for (uint32_t t = 0; w->rows && n_tokens - t >= 4; t += 4) {
+        kept_interleave(in.x + t * in.ldx, in.ldx, w->n_in, x4 + t / 4 * x4_floats);
+    }
     for (uint32_t row = row0, last; row < row1; row = last) {
-        last = row1 - row < n_at_once ? row1 : row + n_at_once;
-        float *out = y + (row - row0);
-        uint32_t t = 0;
-        for (; n_tokens - t >= FEW_TOKENS; t += FEW_TOKENS) {
-            gemv_tokens(dot, FEW_ROWS, FEW_TOKENS, w, x + t * ldx, ldx, out + t * ldy, ldy, row, last);
-        }
-        for (; n_tokens - t >= 2; t += 2) {
-            gemv_tokens(dot, FEW_ROWS, 2, w, x + t * ldx, ldx, out + t * ldy, ldy, row, last);
-        }
-        if (t < n_tokens) {
-            gemv_tokens(dot, GEMV_ROWS, 1, w, x + t * ldx, ldx, out + t * ldy, ldy, row, last);
+        last = row1 - row < ROWS_AT_ONCE ? row1 : row + ROWS_AT_ONCE;
+        uint32_t begin = w->rows ? (uint32_t)w->rows[row] : 0, end = w->rows ? (uint32_t)w->rows[last] : 0;
+        for (uint32_t t = 0, n; t < n_tokens; t += n) {
+            for (int i = 0; i < 4; i++) {
+                kept[i].begin = kept[i].end = 0;
+            }
+            if (n_tokens - t >= 4 && w->cols16 && begin < end && end - begin <= KEPT_PRODUCTS) {
+                kept_fill4(kept, w, begin, end, x4 + t / 4 * x4_floats);
+            }
+            uint32_t group = n_tokens - t < 4 ? n_tokens - t : 4;
+            for (n = 0; n < group;) {
+                operand from = operand_from(in, t + n);
+                float *out = y + (t + n) * ldy + (row - row0);
+                if (group - n >= FEW_TOKENS) {
+                    gemv_tokens(dot, FEW_ROWS, FEW_TOKENS, w, from, out, ldy, row, last, kept + n);
+                    n += FEW_TOKENS;
+                } else if (group - n >= 2) {
+                    gemv_tokens(dot, FEW_ROWS, 2, w, from, out, ldy, row, last, kept + n);
+                    n += 2;
+                } else {
+                    gemv_tokens(dot, GEMV_ROWS, 1, w, from, out, ldy, row, last, kept + n);
+                    n++;
+                }
+            }
         }
     }
 }
 
-SQ_INLINE void lut2_dot(const sq_matrix *w, const float *x, size_t ldx, uint32_t row, int n_rows,
-                        int n_tokens, vf *sums) {
-    lut_dot(2, w, x, ldx, row, n_rows, n_tokens, sums);
+SQ_INLINE void lut2_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens, vf *sums) {
+    lut_dot(2, w, in.x, in.ldx, row, n_rows, n_tokens, sums);
 }
-SQ_INLINE void lut3_dot(const sq_matrix *w, const float *x, size_t ldx, uint32_t row, int n_rows,
-                        int n_tokens, vf *sums) {
-    lut_dot(3, w, x, ldx, row, n_rows, n_tokens, sums);
+SQ_INLINE void lut3_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens, vf *sums) {
+    lut_dot(3, w, in.x, in.ldx, row, n_rows, n_tokens, sums);
 }
-SQ_INLINE void lut4_dot(const sq_matrix *w, const float *x, size_t ldx, uint32_t row, int n_rows,
-                        int n_tokens, vf *sums) {
-    lut_dot(4, w, x, ldx, row, n_rows, n_tokens, sums);
+SQ_INLINE void lut4_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens, vf *sums) {
+    lut_dot(4, w, in.x, in.ldx, row, n_rows, n_tokens, sums);
 }
-SQ_INLINE void f32_dot(const sq_matrix *w, const float *x, size_t ldx, uint32_t row, int n_rows, int n_tokens,
-                       vf *sums) {
-    dense_dot(f32_load, f32_load_n, 4, w, x, ldx, row, n_rows, n_tokens, sums);
+SQ_INLINE void f32_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens, vf *sums) {
+    dense_dot(f32_load, f32_load_n, 4, w, in.x, in.ldx, row, n_rows, n_tokens, sums);
 }
-SQ_INLINE void f16_dot(const sq_matrix *w, const float *x, size_t ldx, uint32_t row, int n_rows, int n_tokens,
-                       vf *sums) {
-    dense_dot(f16_load, f16_load_n, 2, w, x, ldx, row, n_rows, n_tokens, sums);
+SQ_INLINE void f16_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens, vf *sums) {
+    dense_dot(f16_load, f16_load_n, 2, w, in.x, in.ldx, row, n_rows, n_tokens, sums);
+}
+SQ_INLINE void q8_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens, vf *sums) {
+    q8_0_dot(w, in.x, in.ldx, row, n_rows, n_tokens, sums);
 }
 
 static void lut2_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
-                      uint32_t row0, uint32_t row1) {
-    gemv(lut2_dot, w, x, ldx, n_tokens, y, ldy, row0, row1);
+                      uint32_t row0, uint32_t row1, void *scratch) {
+    gemv(lut2_dot, w, (operand){x, ldx, NULL, 0}, n_tokens, y, ldy, row0, row1, scratch);
 }
 static void lut3_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
-                      uint32_t row0, uint32_t row1) {
-    gemv(lut3_dot, w, x, ldx, n_tokens, y, ldy, row0, row1);
+                      uint32_t row0, uint32_t row1, void *scratch) {
+    gemv(lut3_dot, w, (operand){x, ldx, NULL, 0}, n_tokens, y, ldy, row0, row1, scratch);
 }
 static void lut4_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
-                      uint32_t row0, uint32_t row1) {
-    gemv(lut4_dot, w, x, ldx, n_tokens, y, ldy, row0, row1);
+                      uint32_t row0, uint32_t row1, void *scratch) {
+    gemv(lut4_dot, w, (operand){x, ldx, NULL, 0}, n_tokens, y, ldy, row0, row1, scratch);
 }
 static void f32_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
-                     uint32_t row0, uint32_t row1) {
-    gemv(f32_dot, w, x, ldx, n_tokens, y, ldy, row0, row1);
+                     uint32_t row0, uint32_t row1, void *scratch) {
+    gemv(f32_dot, w, (operand){x, ldx, NULL, 0}, n_tokens, y, ldy, row0, row1, scratch);
 }
 static void f16_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
-                     uint32_t row0, uint32_t row1) {
-    gemv(f16_dot, w, x, ldx, n_tokens, y, ldy, row0, row1);
+                     uint32_t row0, uint32_t row1, void *scratch) {
+    gemv(f16_dot, w, (operand){x, ldx, NULL, 0}, n_tokens, y, ldy, row0, row1, scratch);
 }
 static void q8_0_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
-                      uint32_t row0, uint32_t row1) {
-    gemv(q8_0_dot, w, x, ldx, n_tokens, y, ldy, row0, row1);
+                      uint32_t row0, uint32_t row1, void *scratch) {
+    gemv(q8_dot, w, (operand){x, ldx, NULL, 0}, n_tokens, y, ldy, row0, row1, scratch);
 }
 
 static void lut2_expand_row(const sq_matrix *w, uint32_t row, float *out) {
@@ -133,14 +163,15 @@ static void f16_expand_row(const sq_matrix *w, uint32_t row, float *out) {
     dense_expand(f16_load, f16_load_n, w, row, out);
 }
 
-#define SIMD_TYPES                                                                                           \
+/* lutN: the products with tables of N bits. */
+#define SIMD_TYPES(lut2, lut3, lut4)                                                                         \
     {                                                                                                        \
         [SQ_TYPE_F32] = {f32_gemv, f32_expand_row},    [SQ_TYPE_F16] = {f16_gemv, f16_expand_row},           \
-        [SQ_TYPE_Q8_0] = {q8_0_gemv, q8_0_expand_row}, [SQ_TYPE_LUT2] = {lut2_gemv, lut2_expand_row},        \
-        [SQ_TYPE_LUT3] = {lut3_gemv, lut3_expand_row}, [SQ_TYPE_LUT4] = {lut4_gemv, lut4_expand_row},        \
+        [SQ_TYPE_Q8_0] = {q8_0_gemv, q8_0_expand_row}, [SQ_TYPE_LUT2] = {lut2, lut2_expand_row},             \
+        [SQ_TYPE_LUT3] = {lut3, lut3_expand_row},      [SQ_TYPE_LUT4] = {lut4, lut4_expand_row},             \
     }
 
-static const sq_type_kernels type_kernels[SQ_N_TYPES] = SIMD_TYPES;
+static const sq_type_kernels type_kernels[SQ_N_TYPES] = SIMD_TYPES(lut2_gemv, lut3_gemv, lut4_gemv);
 
 /* ---- many tokens ------------------------------------------------------------------------------ */
 

@@ -11,6 +11,7 @@
  *   vf_load_f16 vf_load_f16_n vf_load_i8      widened from W elements
  *   vf_set1_f16           one f16 in all lanes
  *   vf_gather f16_to_f32  x[index] for W indices; one f16
+ *   vf_transpose4         of four vectors, each four lanes as a square of their own
  *   vu_load vu_iota vu_srlv                   W dwords; 0, 1, 2 …; shift right lane by lane
  *   lut_table lut_load lut_load8 lut_at   a row's table, of f16 or of 8 bits times a scale, and W lookups,
  *                         which ignore all but the low `bits` bits
@@ -62,7 +63,7 @@ SQ_INLINE void prefetch(prefetcher *p, size_t n_bytes) {
 /* A row keeps few weights, a varying number: too few to fill vectors, and a loop over them would be
  * mispredicted. So their products with x are made for a stretch of rows at once, and a row adds its
  * slice, product k of a row always in lane k mod W. */
-enum { KEPT_PRODUCTS = 256 };
+enum { KEPT_PRODUCTS = 512 };
 
 typedef struct kept_products {
     uint32_t begin, end; /* of the matrix's kept weights */
@@ -85,6 +86,46 @@ static void kept_fill(kept_products *kept, const sq_matrix *w, uint32_t begin, u
     }
 }
 
+/* The same of four tokens at once, which fit: of their activations input by input. */
+static void kept_fill4(kept_products *kept, const sq_matrix *w, uint32_t begin, uint32_t end,
+                       const float *x4) {
+    for (uint32_t k = begin; k < end; k += W) {
+        uint32_t n = end - k < W ? end - k : W;
+        vf values = vf_load_f16_n(w->vals + k, n), four[4];
+        uint16_t columns[W] = {0};
+        const uint16_t *from = w->cols16 + k;
+        if (n < W) {
+            memcpy(columns, from, n * sizeof *from);
+            from = columns;
+        }
+        for (int j = 0; j < 4; j++) {
+            four[j] = vf_gather4(x4, from + j);
+        }
+        vf_transpose4(four);
+        for (int t = 0; t < 4; t++) {
+            vf_store(kept[t].products + (k - begin), values * four[t]);
+        }
+    }
+    for (int t = 0; t < 4; t++) {
+        kept[t].begin = begin;
+        kept[t].end = end;
+    }
+}
+
+/* x4[i] = activation i of four tokens. */
+static void kept_interleave(const float *x, size_t ldx, uint32_t n_in, float *x4) {
+    for (size_t i = 0; i < sq_pad(n_in); i += W) {
+        vf four[4];
+        for (int t = 0; t < 4; t++) {
+            four[t] = vf_load(x + t * ldx + i);
+        }
+        vf_transpose4(four);
+        for (int j = 0; j < W; j++) {
+            memcpy(x4 + 4 * (i + j), (const float *)&four[j % 4] + j / 4 * 4, 4 * sizeof *x4);
+        }
+    }
+}
+
 /* The products k … end-1 of one row; `limit` ends the rows that this call is about. */
 static __attribute__((noinline)) vf kept_sum_any(kept_products *kept, const sq_matrix *w, uint32_t k,
                                                  uint32_t end, uint32_t limit, const float *x) {
@@ -99,13 +140,19 @@ static __attribute__((noinline)) vf kept_sum_any(kept_products *kept, const sq_m
     return sum;
 }
 
-/* The same; nearly always the products are ready and fit into a vector. */
-SQ_INLINE vf kept_sum(kept_products *kept, const sq_matrix *w, uint32_t row, uint32_t row1, const float *x) {
+/* Adds them to the sums of the row, of each token; mostly the products are ready and fit into a vector. */
+SQ_INLINE void kept_sum(kept_products *kept, const sq_matrix *w, uint32_t row, uint32_t row1, const float *x,
+                        size_t ldx, int n_tokens, vf *sums) {
     uint32_t k = (uint32_t)w->rows[row], end = (uint32_t)w->rows[row + 1];
     if (end - k <= W && end <= kept->end) {
-        return vf_load_n(kept->products + (k - kept->begin), end - k);
+        for (int t = 0; t < n_tokens; t++) {
+            sums[t] += vf_load_n(kept[t].products + (k - kept->begin), end - k);
+        }
+    } else {
+        for (int t = 0; t < n_tokens; t++) {
+            sums[t] += kept_sum_any(&kept[t], w, k, end, (uint32_t)w->rows[row1], x + t * ldx);
+        }
     }
-    return kept_sum_any(kept, w, k, end, (uint32_t)w->rows[row1], x);
 }
 
 static void kept_add(const sq_matrix *w, uint32_t row, float *out) {

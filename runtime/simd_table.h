@@ -6,12 +6,13 @@
 #include "simd_matrix.h"
 #include "simd_ops.h"
 
-/* `set` is the name, as in sq_cpu_has_<set>; pack and product: fixed_pack and fixed_gemm, or NULL. */
-#define SIMD_KERNELS(set, pack, product)                                                                     \
+/* `set` is the name, as in sq_cpu_has_<set>; family: of gemv of tables, lut or digits; pack and product:
+ * fixed_pack and fixed_gemm, or NULL. */
+#define SIMD_KERNELS(set, family, pack, product)                                                             \
     {                                                                                                        \
         .name = #set,                                                                                        \
         .supported = sq_cpu_has_##set,                                                                       \
-        .types = SIMD_TYPES,                                                                                 \
+        .types = SIMD_TYPES(family##2_gemv, family##3_gemv, family##4_gemv),                                 \
         .gemm = gemm,                                                                                        \
         .fixed_pack = pack,                                                                                  \
         .fixed_gemm = product,                                                                               \

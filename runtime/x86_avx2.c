@@ -99,6 +99,10 @@ static inline vu vu_load_n(const void *p, uint32_t n) {
 static inline vf vf_gather(const float *x, const uint16_t *i) {
     return (vf){x[i[0]], x[i[1]], x[i[2]], x[i[3]], x[i[4]], x[i[5]], x[i[6]], x[i[7]]};
 }
+/* The four floats at x + 4 i[0] and x + 4 i[4]. */
+static inline vf vf_gather4(const float *x, const uint16_t *i) {
+    return _mm256_set_m128(_mm_loadu_ps(x + 4 * i[4]), _mm_loadu_ps(x + 4 * i[0]));
+}
 static inline float f16_to_f32(uint16_t h) {
     return _cvtsh_ss(h);
 }
@@ -115,10 +119,8 @@ static inline lut_table lut_load(int bits, const uint16_t *lut) {
     }
     return (lut_table){vf_load_f16(lut), bits == 4 ? vf_load_f16(lut + 8) : vf_zero()};
 }
-/* Eight codes times their scale, rounded to f16. */
 static inline vf lut_half8(__m128i codes, vf scale) {
-    vf entries = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)) * scale;
-    return _mm256_cvtph_ps(_mm256_cvtps_ph(entries, _MM_FROUND_TO_NEAREST_INT));
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)) * scale;
 }
 static inline lut_table lut_load8(int bits, const int8_t *lut, vf scale) {
     if (bits == 2) {
@@ -151,6 +153,14 @@ static inline vu dwords_at(const dwords *d, vu index) {
     return (vu)_mm256_blendv_ps(low, high, (__m256)(index << 28));
 }
 
+static inline void vf_transpose4(vf *v) {
+    __m256d ab = (__m256d)_mm256_unpacklo_ps(v[0], v[1]), cd = (__m256d)_mm256_unpacklo_ps(v[2], v[3]);
+    __m256d ab2 = (__m256d)_mm256_unpackhi_ps(v[0], v[1]), cd2 = (__m256d)_mm256_unpackhi_ps(v[2], v[3]);
+    v[0] = (vf)_mm256_unpacklo_pd(ab, cd);
+    v[1] = (vf)_mm256_unpackhi_pd(ab, cd);
+    v[2] = (vf)_mm256_unpacklo_pd(ab2, cd2);
+    v[3] = (vf)_mm256_unpackhi_pd(ab2, cd2);
+}
 static inline void v4_transpose(v4 *v) {
     _MM_TRANSPOSE4_PS(v[0], v[1], v[2], v[3]);
 }
@@ -167,4 +177,4 @@ static void fixed_gemm_madd(const sq_matrix *w, const void *packed, uint32_t n_t
     fixed_gemm(dot_pairs_madd, w, packed, n_tokens, y, ldy, row0, row1, scratch);
 }
 
-const sq_kernels sq_kernels_avx2 = SIMD_KERNELS(avx2, fixed_pack, fixed_gemm_madd);
+const sq_kernels sq_kernels_avx2 = SIMD_KERNELS(avx2, lut, fixed_pack, fixed_gemm_madd);

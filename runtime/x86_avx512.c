@@ -4,7 +4,7 @@
 #include <immintrin.h>
 #include <string.h>
 
-enum { W = 16, GEMV_ROWS = 4, FEW_ROWS = 2, FEW_TOKENS = 4, FIXED_TILE_ROWS = 8, VALUE_VECTORS = 4 };
+enum { W = 16, GEMV_ROWS = 4, FEW_ROWS = 4, FEW_TOKENS = 2, FIXED_TILE_ROWS = 8, VALUE_VECTORS = 4 };
 #define GEMM_TOKENS        6
 #define FIXED_TILE_VECTORS 3
 #define SCORE_ROWS         8
@@ -87,6 +87,12 @@ static inline vf vf_gather(const float *x, const uint16_t *i) {
     return (vf){x[i[0]], x[i[1]], x[i[2]],  x[i[3]],  x[i[4]],  x[i[5]],  x[i[6]],  x[i[7]],
                 x[i[8]], x[i[9]], x[i[10]], x[i[11]], x[i[12]], x[i[13]], x[i[14]], x[i[15]]};
 }
+/* The four floats at x + 4 i[0], x + 4 i[4], … */
+static inline vf vf_gather4(const float *x, const uint16_t *i) {
+    __m256 low = _mm256_set_m128(_mm_loadu_ps(x + 4 * i[4]), _mm_loadu_ps(x + 4 * i[0]));
+    __m256 high = _mm256_set_m128(_mm_loadu_ps(x + 4 * i[12]), _mm_loadu_ps(x + 4 * i[8]));
+    return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+}
 static inline float f16_to_f32(uint16_t h) {
     return _cvtsh_ss(h);
 }
@@ -116,8 +122,7 @@ static inline __m128i lut_codes(int bits, const int8_t *lut) {
     return _mm_set1_epi32(four);
 }
 static inline lut_table lut_load8(int bits, const int8_t *lut, vf scale) {
-    vf entries = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(lut_codes(bits, lut))) * scale;
-    return _mm512_cvtph_ps(_mm512_cvtps_ph(entries, _MM_FROUND_TO_NEAREST_INT));
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(lut_codes(bits, lut))) * scale;
 }
 static inline vf lut_at(int bits, const lut_table *table, vu codes) {
     (void)bits;
@@ -135,17 +140,45 @@ static inline vu dwords_at(const dwords *d, vu index) {
     return (vu)_mm512_permutexvar_epi32((__m512i)index, (__m512i)d->part[0]);
 }
 
+static inline void vf_transpose4(vf *v) {
+    __m512d ab = (__m512d)_mm512_unpacklo_ps(v[0], v[1]), cd = (__m512d)_mm512_unpacklo_ps(v[2], v[3]);
+    __m512d ab2 = (__m512d)_mm512_unpackhi_ps(v[0], v[1]), cd2 = (__m512d)_mm512_unpackhi_ps(v[2], v[3]);
+    v[0] = (vf)_mm512_unpacklo_pd(ab, cd);
+    v[1] = (vf)_mm512_unpackhi_pd(ab, cd);
+    v[2] = (vf)_mm512_unpacklo_pd(ab2, cd2);
+    v[3] = (vf)_mm512_unpackhi_pd(ab2, cd2);
+}
 static inline void v4_transpose(v4 *v) {
     _MM_TRANSPOSE4_PS(v[0], v[1], v[2], v[3]);
 }
 
+static inline vi vi_nearest(vf v) {
+    return (vi)_mm512_cvtps_epi32(v);
+}
+
+/* The table once in each 16 bytes. */
+typedef __m512i bytes_table;
+
+static inline bytes_table bytes_load(int bits, const int8_t *lut) {
+    return _mm512_xor_si512(_mm512_broadcast_i32x4(lut_codes(bits, lut)), _mm512_set1_epi8(-128));
+}
+static inline vu bytes_at(const bytes_table *table, vu codes) {
+    return (vu)_mm512_shuffle_epi8(*table, (__m512i)(codes & 0x0f0f0f0fu));
+}
+/* Written out because GCC 12 keeps the sums of its built-in function in memory. */
+static inline vi bytes_dot(vi sums, vu a, vu b) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(a), "v"(b));
+    return sums;
+}
+
+#include "simd_digits.h"
 #include "simd_fixed.h"
 #include "simd_table.h"
 
 static inline vi dot_pairs_madd(vi sums, vi a, vi b) {
     return sums + (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b);
 }
-/* Written out because GCC 12 keeps the sums of its built-in function in memory. */
+/* As bytes_dot. */
 static inline vi dot_pairs_vnni(vi sums, vi a, vi b) {
     __asm__("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(a), "v"(b));
     return sums;
@@ -160,5 +193,5 @@ static void fixed_gemm_vnni(const sq_matrix *w, const void *packed, uint32_t n_t
     fixed_gemm(dot_pairs_vnni, w, packed, n_tokens, y, ldy, row0, row1, scratch);
 }
 
-const sq_kernels sq_kernels_avx512 = SIMD_KERNELS(avx512, fixed_pack, fixed_gemm_madd);
-const sq_kernels sq_kernels_avx512vnni = SIMD_KERNELS(avx512vnni, fixed_pack, fixed_gemm_vnni);
+const sq_kernels sq_kernels_avx512 = SIMD_KERNELS(avx512, lut, fixed_pack, fixed_gemm_madd);
+const sq_kernels sq_kernels_avx512vnni = SIMD_KERNELS(avx512vnni, digits, fixed_pack, fixed_gemm_vnni);

@@ -18,7 +18,7 @@ int sq_cluster_rows(const float *values, const float *weights, const uint8_t *ke
                     uint32_t n_cols, uint32_t k, uint32_t n_threads, uint16_t *table, uint8_t *indices,
                     double *errors);
 int sq_refine_rows(const float *values, const float *hessian, const float *factor, const uint8_t *kept,
-                   uint32_t n_rows, uint32_t n_cols, uint32_t k, uint32_t n_threads, uint16_t *table,
+                   uint32_t n_rows, uint32_t n_cols, uint32_t k, uint32_t n_threads, float *table,
                    uint8_t *indices, double *objective);
 """
 _NAMES = ("libsq_fit.so", "libsq_fit.dylib")

@@ -97,7 +97,7 @@ def _fit(
     recipe: Recipe,
     threads: int,
     torch_device: str | None,
-) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
+) -> tuple[NDArray[Any], NDArray[np.uint8]]:
     """Tables and indices of rows; of `guided` those that lower the errors of all the inputs together."""
     k = 2**recipe.bits
     if not isinstance(known, Curvature):
@@ -114,7 +114,7 @@ def _fit(
 def assemble(
     values: NDArray[np.float32],
     kept: NDArray[np.bool_],
-    table: NDArray[np.float16],
+    table: NDArray[np.floating[Any]],
     indices: NDArray[np.uint8],
     bits: int,
     table_bits: int,
@@ -129,9 +129,7 @@ def assemble(
 def decode_matrix(parts: Mapping[str, NDArray[Any]], n_in: int, bits: int) -> NDArray[np.float32]:
     """The matrix that a runtime sees: table entries plus kept values, in f32."""
     indices = unpack(parts["codes"], n_in, bits)
-    values: NDArray[np.float32] = np.take_along_axis(
-        table_of(parts).astype(np.float32), indices.astype(np.intp), axis=1
-    )
+    values = np.take_along_axis(table_of(parts), indices.astype(np.intp), axis=1)
     row, column, differences = sparse_values(parts)
     values[row, column] += differences
     return values
@@ -159,7 +157,7 @@ def part_bytes(shape: tuple[int, ...], bits: int, table_bits: int, n_sparse: int
 def _sparse_parts(
     values: NDArray[np.float32],
     kept: NDArray[np.bool_],
-    table: NDArray[np.float16],
+    table: NDArray[np.floating[Any]],
     indices: NDArray[np.uint8],
 ) -> dict[str, NDArray[Any]]:
     row, column = np.nonzero(kept)

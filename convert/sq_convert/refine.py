@@ -20,7 +20,7 @@ SHRINKAGE = 0.1  # what H loses off its diagonal: the less, the more tokens it i
 class Refined(NamedTuple):
     """Tables and indices of a matrix's rows, and how they were found."""
 
-    table: NDArray[np.float16]  # [n_rows, k], ascending, of 8 bits each (table.py)
+    table: NDArray[np.float32]  # [n_rows, k], ascending, of 8 bits each (table.py)
     indices: NDArray[np.uint8]  # [n_rows, n_cols]
     objective: NDArray[np.float64]  # [n_rows, steps]: of the start and after each step, never rising
 
@@ -68,7 +68,7 @@ def refine_rows(
     """
     if curvature.hessian is None:
         return Refined(rounded(table), indices, np.zeros((len(values), N_OBJECTIVES)))
-    order = curvature.order
+    order, table = curvature.order, table.astype(np.float32)
     values, indices = np.ascontiguousarray(values[:, order]), np.ascontiguousarray(indices[:, order])
     kept = None if kept is None else np.ascontiguousarray(kept[:, order])
     if torch_device:
@@ -84,13 +84,13 @@ def _refine_in_c(
     values: NDArray[np.float32],
     curvature: Curvature,
     kept: NDArray[np.bool_] | None,
-    table: NDArray[np.float16],
+    table: NDArray[np.float32],
     indices: NDArray[np.uint8],
     threads: int,
 ) -> Refined:
-    """Changes ``indices``."""
+    """Changes ``table`` and ``indices``."""
     n_rows, n_cols = values.shape
-    table, objective = table.copy(), np.empty((n_rows, N_OBJECTIVES), np.float64)
+    objective = np.empty((n_rows, N_OBJECTIVES), np.float64)
     status = library().sq_refine_rows(
         pointer(values, np.float32),
         pointer(curvature.hessian, np.float32),
@@ -100,7 +100,7 @@ def _refine_in_c(
         n_cols,
         table.shape[1],
         max(1, threads),
-        pointer(table, np.float16),
+        pointer(table, np.float32),
         pointer(indices, np.uint8, values.shape),
         pointer(objective, np.float64),
     )
@@ -126,7 +126,7 @@ def _refine_on_torch(
     values: NDArray[np.float32],
     curvature: Curvature,
     kept: NDArray[np.bool_] | None,
-    table: NDArray[np.float16],
+    table: NDArray[np.float32],
     indices: NDArray[np.uint8],
     device: str,
 ) -> Refined:

@@ -45,7 +45,7 @@ def refine(
     none = torch.zeros_like(values, dtype=torch.bool)
     kept = (none if kept is None else kept).T.contiguous()
     problem = _Problem(values.T.contiguous(), hessian, factor, kept)
-    fit = _measured(problem, rounded(table, dim=1).float().T.contiguous(), indices.long().T.contiguous())
+    fit = _measured(problem, rounded(table, dim=1).T.contiguous(), indices.long().T.contiguous())
     objectives = [fit.objective]
     steps: list[Callable[[_Problem, _Fit], _Fit]] = [_round] * n_steps + [_descend] * n_steps
     changed = torch.ones_like(fit.objective, dtype=torch.bool)  # since a row's table was fitted
@@ -57,7 +57,7 @@ def refine(
         changed = torch.zeros_like(changed)
         objectives.append(fit.objective)
     indices = torch.where(problem.kept, _nearest(fit.table, problem.values), fit.indices)
-    return fit.table.T.half(), indices.T.to(torch.uint8), torch.stack(objectives, dim=1)
+    return fit.table.T, indices.T.to(torch.uint8), torch.stack(objectives, dim=1)
 
 
 def _nearest(table: Tensor, x: Tensor) -> Tensor:

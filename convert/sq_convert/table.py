@@ -9,47 +9,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 LARGEST_CODE = 127  # as convert/refine.c has it
-LARGEST_SCALE = 515.5  # beyond it the largest code is more than f16 holds
+LARGEST_SCALE = 515.5  # beyond it the largest code is more than f16 holds, in which accelerators keep entries
 
 
-def rounded(table: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
+def rounded(table: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """The entries nearest to those of ``table`` ``[n_rows, k]`` that 8 bits give."""
     largest = np.abs(table.astype(np.float32)).max(axis=1, keepdims=True)
     scale = np.minimum((largest / LARGEST_CODE).astype(np.float16), np.float16(LARGEST_SCALE))
     larger = np.minimum(np.nextafter(scale, np.float16(np.inf)), np.float16(LARGEST_SCALE))
     wide = np.where(LARGEST_CODE * scale.astype(np.float32) < largest, larger, scale).astype(np.float32)
     codes = np.rint(np.divide(table, wide, out=np.zeros(table.shape, np.float32), where=wide > 0))
-    return np.asarray(np.clip(codes, -LARGEST_CODE, LARGEST_CODE) * wide, np.float16)
+    return np.asarray(np.clip(codes, -LARGEST_CODE, LARGEST_CODE) * wide, np.float32)
 
 
-def table_parts(table: NDArray[np.float16], table_bits: int) -> dict[str, NDArray[Any]]:
+def table_parts(table: NDArray[np.floating[Any]], table_bits: int) -> dict[str, NDArray[Any]]:
     """The parts ``lut`` and, with 8 bits, ``lut_scale``; with these ``table`` is one that :func:`rounded` or
     refinement gave."""
     if table_bits == 16:
-        return {"lut": table}
-    wide = table.astype(np.float32)
-    largest = np.abs(wide).max(axis=1)
+        return {"lut": table.astype(np.float16)}
+    largest = np.abs(table).max(axis=1)
     codes, scales = np.zeros(table.shape, np.int8), np.zeros(len(table), np.float16)
     left = np.flatnonzero(largest)
-    for top in range(LARGEST_CODE, 0, -1):  # but for tiny numbers the largest entry's code is the largest
-        for ulp in (0, 1, -1):
-            nearest = (largest[left] / np.float32(top)).astype(np.float16)
-            scale = (nearest.view(np.int16) + np.int16(ulp)).view(np.float16)[:, None]
-            found = np.rint(wide[left] / np.maximum(scale, np.float16(6e-8)).astype(np.float32))
-            same = (found * scale.astype(np.float32)).astype(np.float16) == table[left]
-            exact = (same & (np.abs(found) <= LARGEST_CODE)).all(axis=1)
-            codes[left[exact]], scales[left[exact]] = found[exact].astype(np.int8), scale[exact, 0]
-            left = left[~exact]
-            if not len(left):
-                return {"lut": codes, "lut_scale": scales}
+    for top in range(LARGEST_CODE, 0, -1):  # the largest entry's code: seldom another than the first
+        scale = np.maximum((largest[left] / np.float32(top)).astype(np.float16), np.float16(6e-8))
+        wide = scale.astype(np.float32)[:, None]
+        found = np.clip(np.rint(table[left] / wide), -LARGEST_CODE, LARGEST_CODE)
+        exact = (found * wide == table[left]).all(axis=1)
+        codes[left[exact]], scales[left[exact]] = found[exact].astype(np.int8), scale[exact]
+        left = left[~exact]
+        if not len(left):
+            return {"lut": codes, "lut_scale": scales}
     raise ValueError("entries that 8 bits do not give")
 
 
-def table_of(parts: Mapping[str, NDArray[Any]]) -> NDArray[np.float16]:
+def table_of(parts: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
     """The entries that the parts ``lut`` and perhaps ``lut_scale`` stand for, ``[n_rows, k]``."""
-    if "lut_scale" not in parts:
-        return np.asarray(parts["lut"], np.float16)
-    return np.asarray(parts["lut_scale"].astype(np.float32)[:, None] * parts["lut"], np.float16)
+    table = parts["lut"].astype(np.float32)
+    return table * parts["lut_scale"].astype(np.float32)[:, None] if "lut_scale" in parts else table
 
 
 def table_bits_of(method: str) -> int:

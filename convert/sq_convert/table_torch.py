@@ -17,9 +17,9 @@ def scale_of(table: Tensor, dim: int) -> Tensor:
 
 
 def nearest(x: Tensor, scale: Tensor) -> Tensor:
-    """The entries in f16 that are nearest to ``x``; the scale of entries that are all zero is zero."""
+    """The entries nearest to ``x``; the scale of entries that are all zero is zero."""
     codes = (x / scale).nan_to_num(0).round().clamp(-LARGEST_CODE, LARGEST_CODE)
-    return (scale * codes).half()
+    return scale * codes
 
 
 def rounded(table: Tensor, dim: int) -> Tensor:

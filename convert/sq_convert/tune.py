@@ -185,7 +185,7 @@ class _Table:
         import torch
 
         self.tensor, self._table_bits = tensor, 8 if "lut_scale" in parts else 16
-        self._start = torch.from_numpy(table_of(parts).astype(np.float32)).to(device)
+        self._start = torch.from_numpy(table_of(parts)).to(device)
         self._largest = self._start.abs().amax(dim=1, keepdim=True)
         if self._table_bits == 8:
             self._scale = torch.from_numpy(parts["lut_scale"].astype(np.float32)[:, None]).to(device)
@@ -198,14 +198,14 @@ class _Table:
         self.moved.grad = torch.zeros_like(self._start)
 
     def _stored(self) -> Any:
-        """The entries in f16, as the file gives them back."""
+        """The entries as the file gives them back."""
         import torch
 
         from .table_torch import nearest, scale_of
 
         table = self._start + self._unit * self.moved
         if self._table_bits == 16:
-            return table.half()
+            return table.half().float()
         larger = table.abs().amax(dim=1, keepdim=True) > self._largest
         return nearest(table, torch.where(larger, scale_of(table, dim=1), self._scale))
 
@@ -215,7 +215,7 @@ class _Table:
 
     def weights(self) -> Any:
         row, column, values = self._sparse
-        weights = self._stored().float().gather(1, self._indices.long())
+        weights = self._stored().gather(1, self._indices.long())
         return weights.index_put_((row, column), values, accumulate=True)
 
     def add_gradient(self, gradient: Any) -> None:

@@ -57,7 +57,7 @@ def matrix(tensors: dict[str, Any], name: str, bits: int, n_in: int) -> NDArray[
     if scale is not None:
         assert scale.tensor_type == gguf.GGMLQuantizationType.F16
         assert list(scale.shape) == [n_out]
-        lut = (lut * scale.data.astype(np.float32)[:, None]).astype(np.float16).astype(np.float32)
+        lut = lut * scale.data.astype(np.float32)[:, None]
     assert (np.diff(lut, axis=1) >= 0).all()
     values: NDArray[np.float32] = np.take_along_axis(lut, codes.astype(np.intp), axis=1)
     if f"{name}.rows" not in tensors:
