@@ -5,16 +5,17 @@
  *     x[i] ≈ s q[i],  s = max |x| / LARGEST,  q = d0 + 256 d1 + 65536 d2,  -128 <= d <= 127
  *     y = s · scale · Σ_k 256^k Σ_i code[i] d_k[i]
  *
- * All sums are exact: y differs from the sum with x as it is by at most max |x| Σ |w| / 2^24, which is what
- * sums in f32 lose, and is the same in any order. An instruction multiplies four bytes where FMA multiplies
- * one float, and one lookup finds four times as many weights.
+ * The sums are exact: y differs from that of x as it is by at most max |x| Σ |w| / 2^23, as sums in f32 do.
+ * An instruction multiplies four bytes where FMA multiplies one float, and one lookup finds four times as
+ * many weights.
  *
  * Beyond the list of simd_matrix.h it takes
  *
  *   vi                    vectors of W int32_t
  *   vi_nearest            f32 to int32_t, rounded to nearest
- *   bytes_table bytes_load bytes_at     a row's codes, plus 128, and 4 W lookups by the low nibbles of the
- * bytes bytes_dot             sums + the products of four u8 and i8 side by side */
+ *   bytes_table           a row's table of codes, each plus 128
+ *   bytes_load bytes_at   makes one; 4 W lookups by the low nibbles of bytes
+ *   bytes_dot             sums + the products of four u8 and i8 side by side */
 #ifndef SQ_SIMD_DIGITS_H
 #define SQ_SIMD_DIGITS_H
 

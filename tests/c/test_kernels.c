@@ -548,6 +548,40 @@ static void test_wide_columns(void) {
     check_matrix(3, 65536 + 96, tokens, 1);
 }
 
+/* Activations of which one is much larger than the others: an error of max |x| 2^-23 in each is allowed. */
+static void test_large_activation(void) {
+    enum { N_IN = 1000, N_OUT = 5 };
+    for (sq_type type = SQ_TYPE_LUT2; type <= SQ_TYPE_LUT4; type++) {
+        example e = example_create(type, true, N_OUT, N_IN, true);
+        guarded x = activations(1, N_IN, N_IN);
+        void *scratch = aligned_alloc(64, sq_gemv_scratch_bytes(N_IN, 1));
+        float *large = (float *)x.data + 777, y[N_OUT];
+        for (int s = 0; s < n_sets; s++) {
+            *large = 30000;
+            sets[s]->types[type].gemv(&e.m, x.data, N_IN, 1, y, N_OUT, 0, N_OUT, scratch);
+            for (uint32_t r = 0; r < N_OUT; r++) {
+                double tolerance, expected = dot(&e, r, x.data, &tolerance), weights = 0;
+                for (uint32_t i = 0; i < N_IN; i++) {
+                    weights += fabs((double)e.weights[r * N_IN + i]);
+                }
+                tolerance += (double)*large * 0x1p-23 * weights;
+                CHECK_SAY(fabs(y[r] - expected) <= tolerance,
+                          "%s %s: row %u: found %.9g, expected %.9g within %g", sets[s]->name, e.m.name, r,
+                          y[r], expected, tolerance);
+            }
+            *large = s % 2 ? NAN : INFINITY;
+            sets[s]->types[type].gemv(&e.m, x.data, N_IN, 1, y, N_OUT, 0, N_OUT, scratch);
+            for (uint32_t r = 0; r < N_OUT; r++) {
+                CHECK_SAY(!isfinite(y[r]), "%s %s: row %u hides what is not finite", sets[s]->name, e.m.name,
+                          r);
+            }
+        }
+        free(scratch);
+        guard_free(x);
+        example_free(&e);
+    }
+}
+
 int main(void) {
     static const char *const names[] = {"scalar", "avx2", "avx512", "avx512vnni", "neon"};
     for (int i = 0; i < 5; i++) {
@@ -564,5 +598,6 @@ int main(void) {
     RUN(test_outputs);
     RUN(test_tokens);
     RUN(test_wide_columns);
+    RUN(test_large_activation);
     return check_report();
 }
