@@ -1,8 +1,11 @@
-/* NEON of 64-bit ARM: the vector operations of the simd_*.h in 4 lanes. */
+/* NEON of 64-bit ARM, and its dot products: the vector operations of the simd_*.h in 4 lanes. */
 #include "scalar.h"
 
 #include <arm_neon.h>
 #include <string.h>
+#if defined(__linux__)
+#include <sys/auxv.h>
+#endif
 
 enum { W = 4, GEMV_ROWS = 2, FEW_ROWS = 2, FEW_TOKENS = 4, VALUE_VECTORS = 4 };
 #define GEMM_TOKENS 6
@@ -153,11 +156,44 @@ static inline void vf_transpose4(vf *v) {
     }
 }
 
+static inline vi vi_nearest(vf v) {
+    return vcvtnq_s32_f32(v);
+}
+
+enum { BYTES_OFFSET = 0 };
+typedef uint8x16_t bytes_table;
+
+static inline bytes_table bytes_load(int bits, const int8_t *lut) {
+    if (bits == 4) {
+        return vreinterpretq_u8_s8(vld1q_s8(lut));
+    }
+    uint64_t codes = 0;
+    memcpy(&codes, lut, 1u << bits);
+    return vreinterpretq_u8_u64(vdupq_n_u64(bits == 2 ? codes | codes << 32 : codes));
+}
+static inline vu bytes_at(const bytes_table *table, vu codes) {
+    return vreinterpretq_u32_u8(vqtbl1q_u8(*table, vreinterpretq_u8_u32(codes & 0x0f0f0f0fu)));
+}
+/* This file is compiled for processors without the instruction too. */
+static inline vi bytes_dot(vi sums, vu a, vu b) {
+    __asm__(".arch armv8.2-a+dotprod\n\tsdot %0.4s, %1.16b, %2.16b" : "+w"(sums) : "w"(a), "w"(b));
+    return sums;
+}
+
+#include "simd_digits.h"
 #include "simd_table.h"
 
 static bool sq_cpu_has_neon(void) {
     return true; /* every 64-bit ARM processor has it */
 }
+static bool sq_cpu_has_dotprod(void) {
+#if defined(__linux__)
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+    return true; /* every Mac has it */
+#endif
+}
 
 /* Integer products of pairs take as many instructions as f32's. */
 const sq_kernels sq_kernels_neon = SIMD_KERNELS(neon, lut, NULL, NULL);
+const sq_kernels sq_kernels_dotprod = SIMD_KERNELS(dotprod, digits, NULL, NULL);

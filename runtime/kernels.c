@@ -19,6 +19,11 @@ bool sq_cpu_has_avx2(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 }
 
+bool sq_cpu_has_avxvnni(void) {
+    unsigned eax, ebx, ecx, edx;
+    return sq_cpu_has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
+}
+
 bool sq_cpu_has_avx512(void) {
     return sq_cpu_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
@@ -32,10 +37,9 @@ bool sq_cpu_has_avx512vnni(void) {
 /* Fastest first. */
 static const sq_kernels *const all_kernels[] = {
 #if defined(__x86_64__)
-    &sq_kernels_avx512vnni,
-    &sq_kernels_avx512,
-    &sq_kernels_avx2,
+    &sq_kernels_avx512vnni, &sq_kernels_avx512, &sq_kernels_avxvnni, &sq_kernels_avx2,
 #elif defined(__aarch64__)
+    &sq_kernels_dotprod,
     &sq_kernels_neon,
 #endif
     &sq_kernels_scalar,
@@ -56,7 +60,7 @@ sq_status sq_kernels_choose(const char *cpu, const sq_kernels **kernels, sq_erro
         }
     }
     return sq_fail(error, SQ_ERROR_UNSUPPORTED,
-                   "no kernels for \"%s\" in this build; expected auto, scalar, avx2, avx512, avx512vnni or "
-                   "neon",
+                   "no kernels for \"%s\" in this build; expected auto, scalar, avx2, avxvnni, avx512, "
+                   "avx512vnni, neon or dotprod",
                    cpu);
 }

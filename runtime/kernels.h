@@ -59,7 +59,7 @@ typedef struct sq_attention {
 typedef enum sq_activation { SQ_SILU, SQ_GELU, SQ_N_ACTIVATIONS } sq_activation;
 
 typedef struct sq_kernels {
-    const char *name; /* "scalar", "avx2", "avx512", "avx512vnni", "neon" */
+    const char *name; /* "scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "neon", "dotprod" */
     bool (*supported)(void);
     sq_type_kernels types[SQ_N_TYPES];
 
@@ -127,9 +127,11 @@ size_t sq_fixed_scratch_bytes(size_t n_in);
 extern const sq_kernels sq_kernels_scalar;
 /* Present where the target is x86-64, or 64-bit ARM; fill what they replace, the rest from scalar. */
 extern const sq_kernels sq_kernels_avx2;
+extern const sq_kernels sq_kernels_avxvnni;
 extern const sq_kernels sq_kernels_avx512;
 extern const sq_kernels sq_kernels_avx512vnni;
 extern const sq_kernels sq_kernels_neon;
+extern const sq_kernels sq_kernels_dotprod;
 
 /* "auto" or NULL: the fastest this machine supports. */
 sq_status sq_kernels_choose(const char *cpu, const sq_kernels **kernels, sq_error *error);

@@ -58,6 +58,7 @@ static inline size_t sq_fixed_row_stride(size_t n_in) {
 
 /* kernels.c: the instructions that x86_avx2.c and x86_avx512.c are compiled for. */
 bool sq_cpu_has_avx2(void);
+bool sq_cpu_has_avxvnni(void);
 bool sq_cpu_has_avx512(void);
 bool sq_cpu_has_avx512vnni(void);
 

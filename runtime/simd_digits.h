@@ -13,9 +13,9 @@
  *
  *   vi                    vectors of W int32_t
  *   vi_nearest            f32 to int32_t, rounded to nearest
- *   bytes_table           a row's table of codes, each plus 128
+ *   bytes_table           a row's table of codes, each plus BYTES_OFFSET
  *   bytes_load bytes_at   makes one; 4 W lookups by the low nibbles of bytes
- *   bytes_dot             sums + the products of four u8 and i8 side by side */
+ *   bytes_dot             sums + the products of four such bytes and four i8 side by side */
 #ifndef SQ_SIMD_DIGITS_H
 #define SQ_SIMD_DIGITS_H
 
@@ -27,7 +27,7 @@ enum { N_DIGITS = 3, DIGITS_LARGEST = 0x7f7f00, DIGITS_BIAS = 0x808080 };
  * codes (those of a plane; in a block of less than 128 weights of 3 bits, of its four planes) for each field
  * f of a byte, for each digit k, byte 4 i + b holds d_k of the weight of byte b's field f of dword i. */
 typedef struct digits {
-    vi start[N_DIGITS]; /* -128 Σ d_k over the lanes: codes are looked up plus 128 */
+    vi start[N_DIGITS]; /* -BYTES_OFFSET Σ d_k over the lanes */
     float scale;        /* s; a NaN where x is not finite */
     _Alignas(64) int8_t bytes[][N_DIGITS][4 * BLOCK_DWORDS];
 } digits;
@@ -62,7 +62,7 @@ SQ_INLINE void digits_pack_vector(int bits, const float *x, vf inverse, digits *
             for (int k = 0; k < N_DIGITS; k++) {
                 packed[k] ^= 0x80808080u;
                 memcpy(out[k] + 4 * W * h, &packed[k], sizeof packed[k]);
-                d->start[k] = bytes_dot(d->start[k], (vu){0} + 0x80808080u, packed[k]);
+                d->start[k] = bytes_dot(d->start[k], (vu){0} + BYTES_OFFSET * 0x01010101u, packed[k]);
             }
         }
     }

@@ -56,8 +56,8 @@ const char *sq_version(void);
 typedef struct sq_model sq_model;
 
 typedef struct sq_model_options {
-    /* Instruction set of the kernels: "auto" (or NULL), "scalar", "avx2", "avx512", "avx512vnni", "neon".
-     * One that this machine or this build lacks is SQ_ERROR_UNSUPPORTED. */
+    /* Instruction set of the kernels: "auto" (or NULL), "scalar", "avx2", "avxvnni", "avx512", "avx512vnni",
+     * "neon", "dotprod". One that this machine or this build lacks is SQ_ERROR_UNSUPPORTED. */
     const char *cpu;
     /* Prompts in f32 too. Without it matrices multiply pieces of more than 16 tokens in 16-bit fixed
      * point, which is about twice as fast; the KL divergence of the logits from the exact ones is below

@@ -1,4 +1,4 @@
-/* AVX2, FMA and F16C: the vector operations of the simd_*.h in 8 lanes. */
+/* AVX2, FMA and F16C, and AVX-VNNI: the vector operations of the simd_*.h in 8 lanes. */
 #include "scalar.h"
 
 #include <immintrin.h>
@@ -119,14 +119,22 @@ static inline lut_table lut_load(int bits, const uint16_t *lut) {
     }
     return (lut_table){vf_load_f16(lut), bits == 4 ? vf_load_f16(lut + 8) : vf_zero()};
 }
+static inline int load_i32(const int8_t *p) {
+    int four;
+    memcpy(&four, p, sizeof four);
+    return four;
+}
+static inline long long load_i64(const int8_t *p) {
+    long long eight;
+    memcpy(&eight, p, sizeof eight);
+    return eight;
+}
 static inline vf lut_half8(__m128i codes, vf scale) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)) * scale;
 }
 static inline lut_table lut_load8(int bits, const int8_t *lut, vf scale) {
     if (bits == 2) {
-        int four;
-        memcpy(&four, lut, sizeof four);
-        return (lut_table){lut_half8(_mm_set1_epi32(four), scale), vf_zero()};
+        return (lut_table){lut_half8(_mm_set1_epi32(load_i32(lut)), scale), vf_zero()};
     }
     return (lut_table){lut_half8(_mm_loadl_epi64((const __m128i *)lut), scale),
                        bits == 4 ? lut_half8(_mm_loadl_epi64((const __m128i *)(lut + 8)), scale) : vf_zero()};
@@ -165,6 +173,33 @@ static inline void v4_transpose(v4 *v) {
     _MM_TRANSPOSE4_PS(v[0], v[1], v[2], v[3]);
 }
 
+static inline vi vi_nearest(vf v) {
+    return (vi)_mm256_cvtps_epi32(v);
+}
+
+/* The table once in each 16 bytes. */
+enum { BYTES_OFFSET = 128 };
+typedef __m256i bytes_table;
+
+static inline bytes_table bytes_load(int bits, const int8_t *lut) {
+    __m128i codes = bits == 4 ? _mm_loadu_si128((const __m128i *)lut) : _mm_setzero_si128();
+    if (bits == 3) {
+        codes = _mm_set1_epi64x(load_i64(lut));
+    } else if (bits == 2) {
+        codes = _mm_set1_epi32(load_i32(lut));
+    }
+    return _mm256_xor_si256(_mm256_broadcastsi128_si256(codes), _mm256_set1_epi8(-128));
+}
+static inline vu bytes_at(const bytes_table *table, vu codes) {
+    return (vu)_mm256_shuffle_epi8(*table, (__m256i)(codes & 0x0f0f0f0fu));
+}
+/* AVX-VNNI has it; this file is compiled for processors without it too. */
+static inline vi bytes_dot(vi sums, vu a, vu b) {
+    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums) : "x"(a), "x"(b));
+    return sums;
+}
+
+#include "simd_digits.h"
 #include "simd_fixed.h"
 #include "simd_table.h"
 
@@ -172,9 +207,19 @@ static inline vi dot_pairs_madd(vi sums, vi a, vi b) {
     return sums + (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 }
 
+static inline vi dot_pairs_vnni(vi sums, vi a, vi b) {
+    __asm__("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sums) : "x"(a), "x"(b));
+    return sums;
+}
+
+static void fixed_gemm_vnni(const sq_matrix *w, const void *packed, uint32_t n_tokens, float *y, size_t ldy,
+                            uint32_t row0, uint32_t row1, void *scratch) {
+    fixed_gemm(dot_pairs_vnni, w, packed, n_tokens, y, ldy, row0, row1, scratch);
+}
 static void fixed_gemm_madd(const sq_matrix *w, const void *packed, uint32_t n_tokens, float *y, size_t ldy,
                             uint32_t row0, uint32_t row1, void *scratch) {
     fixed_gemm(dot_pairs_madd, w, packed, n_tokens, y, ldy, row0, row1, scratch);
 }
 
 const sq_kernels sq_kernels_avx2 = SIMD_KERNELS(avx2, lut, fixed_pack, fixed_gemm_madd);
+const sq_kernels sq_kernels_avxvnni = SIMD_KERNELS(avxvnni, digits, fixed_pack, fixed_gemm_vnni);

@@ -157,6 +157,7 @@ static inline vi vi_nearest(vf v) {
 }
 
 /* The table once in each 16 bytes. */
+enum { BYTES_OFFSET = 128 };
 typedef __m512i bytes_table;
 
 static inline bytes_table bytes_load(int bits, const int8_t *lut) {

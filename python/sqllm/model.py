@@ -30,7 +30,7 @@ class ModelInfo:
     architecture: str
     name: str
     cpu: str
-    """The instruction set in use: "scalar", "avx2", "avx512", "avx512vnni", "neon"."""
+    """The instruction set in use: "scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "neon", "dotprod"."""
     prompt: str
     """The arithmetic of prompts: "int16", or "f32" where exact."""
     device: str
@@ -92,7 +92,7 @@ class Model:
         threads: int | None = None,
         ctx: int | None = None,
         kv: Literal["f16", "q8", "f32"] | None = None,
-        cpu: Literal["auto", "scalar", "avx2", "avx512", "avx512vnni", "neon"] | None = None,
+        cpu: Literal["auto", "scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "neon", "dotprod"] | None = None,
         exact: bool = False,
         device: Literal["auto", "cpu", "cuda"] | None = None,
         gpu_layers: int | None = None,

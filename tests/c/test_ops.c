@@ -5,7 +5,7 @@
 #include "check.h"
 #include "guard.h"
 
-static const sq_kernels *sets[5];
+static const sq_kernels *sets[7];
 static int n_sets;
 
 static uint64_t seed = 0x2545f4914f6cdd1du;
@@ -278,8 +278,9 @@ static void test_add_and_scale(void) {
 }
 
 int main(void) {
-    static const char *const names[] = {"scalar", "avx2", "avx512", "avx512vnni", "neon"};
-    for (int i = 0; i < 5; i++) {
+    static const char *const names[] = {"scalar",     "avx2", "avxvnni", "avx512",
+                                        "avx512vnni", "neon", "dotprod"};
+    for (int i = 0; i < 7; i++) {
         if (!sq_kernels_choose(names[i], &sets[n_sets], NULL)) {
             printf("instruction set: %s\n", sets[n_sets++]->name);
         }

@@ -58,7 +58,7 @@ def kl_divergence(reference: Logits, ours: Logits) -> NDArray[np.float64]:
 def cpus() -> list[str]:
     """The instruction sets this machine has."""
     flags = Path("/proc/cpuinfo").read_text()
-    sets = {"avx2": " avx2 ", "avx512": " avx512bw ", "avx512vnni": " avx512_vnni "}
+    sets = {"avx2": " avx2 ", "avxvnni": " avx_vnni ", "avx512": " avx512bw ", "avx512vnni": " avx512_vnni "}
     return ["scalar", *(name for name, flag in sets.items() if flag in flags)]
 
 
