@@ -68,13 +68,13 @@ def refine_rows(
     """
     if curvature.hessian is None:
         return Refined(rounded(table), indices, np.zeros((len(values), N_OBJECTIVES)))
-    order, table = curvature.order, table.astype(np.float32)
+    order, wide = curvature.order, table.astype(np.float32)
     values, indices = np.ascontiguousarray(values[:, order]), np.ascontiguousarray(indices[:, order])
     kept = None if kept is None else np.ascontiguousarray(kept[:, order])
     if torch_device:
-        found = _refine_on_torch(values, curvature, kept, table, indices, torch_device)
+        found = _refine_on_torch(values, curvature, kept, wide, indices, torch_device)
     else:
-        found = _refine_in_c(values, curvature, kept, table, indices, threads)
+        found = _refine_in_c(values, curvature, kept, wide, indices, threads)
     refined = np.empty_like(indices)
     refined[:, order] = found.indices
     return found._replace(indices=refined)

@@ -92,7 +92,8 @@ class Model:
         threads: int | None = None,
         ctx: int | None = None,
         kv: Literal["f16", "q8", "f32"] | None = None,
-        cpu: Literal["auto", "scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "neon", "dotprod"] | None = None,
+        cpu: Literal["auto", "scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "neon", "dotprod"]
+        | None = None,
         exact: bool = False,
         device: Literal["auto", "cpu", "cuda"] | None = None,
         gpu_layers: int | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ class Problem(NamedTuple):
         np.fill_diagonal(hessian, diagonal + DAMPING * diagonal.mean())
         return hessian
 
-    def objective(self, table: NDArray[np.float16], indices: NDArray[np.uint8]) -> NDArray[np.float64]:
+    def objective(self, table: NDArray[np.floating[Any]], indices: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Of each row."""
         hessian = self.counted()
         decoded = np.take_along_axis(table.astype(np.float64), indices.astype(np.intp), axis=1)
