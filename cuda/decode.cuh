@@ -164,6 +164,10 @@ static __device__ __forceinline__ void span_multiply(const span_codes<BITS> &s, 
     }
 }
 
+static __device__ __forceinline__ float row_scale(const gpu_matrix &w, uint32_t row) {
+    return w.scales ? __ldg(w.scales + row) : 1;
+}
+
 /* ---- one weight -------------------------------------------------------------------------------- */
 
 /* The value of a code, dense part alone. */
@@ -177,7 +181,7 @@ static __device__ inline float packed_weight(const gpu_matrix &w, uint32_t row, 
         return f16_value(slot < 8 ? scales : scales >> 16) * (float)(int8_t)code;
     }
     const uint8_t *table = (const uint8_t *)(w.tables + (size_t)row * sq_table_words(w.bits));
-    return f16_value(table[code] | (uint32_t)table[(1u << w.bits) + code] << 8);
+    return f16_value(table[code] | (uint32_t)table[(1u << w.bits) + code] << 8) * row_scale(w, row);
 }
 
 /* ---- activations ------------------------------------------------------------------------------- */

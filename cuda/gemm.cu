@@ -73,6 +73,7 @@ __device__ __forceinline__ void tile_decode(const span_codes<BITS> &codes, const
 /* A thread's row of kept weights: what is next of it. */
 struct kept {
     uint32_t at, end, entry;
+    float inverse; /* 1 / the scale of the row's table */
 
     __device__ __forceinline__ void next(const gpu_matrix &w) { entry = at < end ? __ldg(w.sparse + at) : 0; }
     /* Adds those of inputs [.., chunk's end) to the row's weights; the order is that of sq_pack_code. */
@@ -82,7 +83,7 @@ struct kept {
             uint32_t step = 2 * (k / 32) + k % 8 / 4, lane = slot % 8 * 4 + k % 32 / 8;
             uint16_t *weight = (uint16_t *)(weights + row / SQ_TILE * TILE_VECTORS + step * SQ_LANES + lane) +
                                2 * (slot / 8 + 2 * (k % 4 / 2)) + k % 2;
-            *weight = (uint16_t)f16_bits(f16_value(*weight) + f16_value(entry >> 16));
+            *weight = (uint16_t)f16_bits(f16_value(*weight) + f16_value(entry >> 16) * inverse);
             at++;
             next(w);
         }
@@ -93,8 +94,8 @@ struct kept {
 __device__ __forceinline__ void pair_use(const gpu_product &p, uint32_t tile, uint32_t g, uint32_t t, float y,
                                          float y8) {
     uint32_t row = tile * SQ_TILE + g;
-    y = y * (1 / SQ_OPERAND_SCALE) + (p.w.bias ? p.w.bias[row] : 0);
-    y8 = y8 * (1 / SQ_OPERAND_SCALE) + (p.w.bias ? p.w.bias[row + 8] : 0);
+    y = y * (1 / SQ_OPERAND_SCALE) * row_scale(p.w, row) + (p.w.bias ? p.w.bias[row] : 0);
+    y8 = y8 * (1 / SQ_OPERAND_SCALE) * row_scale(p.w, row + 8) + (p.w.bias ? p.w.bias[row + 8] : 0);
     if (p.use == GPU_GATED) {
         operand_store(p.next, t, tile * 8 + g, gated(p.activation, y, y8));
     } else if (p.use == GPU_OPERAND) {
@@ -134,6 +135,7 @@ __global__ void __launch_bounds__(N_THREADS, 2) gemm(gpu_product p) {
         const uint32_t *first = p.w.sparse_first + (size_t)first_tile * SQ_TILE + threadIdx.x;
         row.at = __ldg(first);
         row.end = __ldg(first + 1);
+        row.inverse = 1 / row_scale(p.w, first_tile * SQ_TILE + threadIdx.x);
         row.next(p.w);
     }
     next_kernel_start();

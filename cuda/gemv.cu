@@ -286,6 +286,7 @@ __global__ void __launch_bounds__(512) gemv(gpu_product p, uint32_t phase_spans)
             if (token < p.n_tokens) {
                 for (uint32_t w = 0; w < n_warps; w++)
                     y += warp_sums[((size_t)w * p.n_tokens + token) * SQ_TILE + slot];
+                y *= row_scale(p.w, tile * SQ_TILE + slot);
                 y += p.w.sparse_first ? row_sparse[token * SQ_TILE + slot] : 0;
                 y *= scales[token];
                 y += p.w.bias ? p.w.bias[tile * SQ_TILE + slot] : 0;

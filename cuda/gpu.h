@@ -29,6 +29,7 @@ typedef struct gpu_matrix {
     uint4 *codes;
     uint32_t *tables;       /* [n_tiles, 16, sq_table_words]; Q8_0: scales of slots g and g + 8 in the low and
                              * high half, [n_tiles, blocks of 32 inputs, 8] */
+    float *scales;          /* of the rows' tables [n_tiles · 16], or NULL: 1 */
     uint32_t *sparse_first; /* [n_tiles · 16 + 1] into `sparse`, or NULL */
     uint32_t *sparse;       /* column, and f16 value << 16 */
     float *bias;            /* [n_tiles · 16], or NULL */

@@ -124,6 +124,26 @@ struct sources {
     }
 };
 
+/* What the row's entries are divided by: a table of 8 bits then holds integers, which f16 has exactly. Where
+ * kept weights are so much larger that f16 would not hold them likewise, it is that times a power of 2. */
+float table_scale(const sq_matrix *w, uint32_t row) {
+    float scale = w->lut8 ? sq_f16_to_f32(w->lut_scale[row]) : 1, largest = 0;
+    if (!w->lut8 || scale == 0)
+        return 1;
+    if (w->rows)
+        for (int32_t i = w->rows[row]; i < w->rows[row + 1]; i++)
+            largest = max(largest, fabsf(sq_f16_to_f32(w->vals[i])));
+    while (largest > fabsf(scale) * 0x1p15f)
+        scale *= 2;
+    return scale;
+}
+
+uint16_t table_entry(const sq_matrix *w, uint32_t bits, uint32_t row, uint32_t code, float scale) {
+    if (w->lut)
+        return w->lut[((size_t)row << bits) + code];
+    return sq_f32_to_f16(sq_lut_entry(w, bits, row, code) / scale);
+}
+
 /* Tables by bytes, or Q8_0's scales: gpu_matrix. */
 void tables_fill(const sources &s, const gpu_matrix &w, std::vector<uint32_t> &tables) {
     s.each_row([&](const sq_linear *linear, uint32_t row, uint32_t at) {
@@ -138,8 +158,9 @@ void tables_fill(const sources &s, const gpu_matrix &w, std::vector<uint32_t> &t
         }
         uint32_t n = 1u << w.bits;
         uint8_t *bytes = (uint8_t *)&tables[(size_t)at * sq_table_words(w.bits)];
+        float scale = table_scale(&linear->w, row);
         for (uint32_t i = 0; i < n; i++) {
-            uint16_t entry = sq_f32_to_f16(sq_lut_entry(&linear->w, w.bits, row, i));
+            uint16_t entry = table_entry(&linear->w, w.bits, row, i, scale);
             bytes[i] = (uint8_t)entry;
             bytes[n + i] = (uint8_t)(entry >> 8);
         }
@@ -180,10 +201,11 @@ void matrix_place(placer *p, const sq_linear *const *linears, uint32_t n, bool i
     sources s(linears, n, interleaved);
     uint32_t n_in = linears[0]->w.n_in, n_slots = s.n_tiles * SQ_TILE;
     uint64_t n_sparse = 0;
-    bool biased = false;
+    bool biased = false, scaled = false;
     for (uint32_t i = 0; i < n; i++) {
         n_sparse += linears[i]->w.n_sparse;
         biased |= linears[i]->bias != nullptr;
+        scaled |= linears[i]->w.lut8 != nullptr;
     }
     *w = {};
     w->bits = bits_of(linears[0]->w.type);
@@ -198,6 +220,7 @@ void matrix_place(placer *p, const sq_linear *const *linears, uint32_t n, bool i
                                      : 0;
     w->codes = p->take<uint4>(n_vectors);
     w->tables = p->take<uint32_t>(n_tables);
+    w->scales = scaled ? p->take<float>(n_slots) : nullptr;
     w->sparse_first = n_sparse ? p->take<uint32_t>(n_slots + 1) : nullptr;
     w->sparse = n_sparse ? p->take<uint32_t>(n_sparse) : nullptr;
     w->bias = biased ? p->take<float>(n_slots) : nullptr;
@@ -207,7 +230,7 @@ void matrix_place(placer *p, const sq_linear *const *linears, uint32_t n, bool i
     for (uint32_t i = 0; i < n; i++)
         codes_fill(p, s.packs[i], *w);
     std::vector<uint32_t> tables(n_tables), first(n_sparse ? n_slots + 1 : 0), sparse;
-    std::vector<float> bias(biased ? n_slots : 0);
+    std::vector<float> bias(biased ? n_slots : 0), scales(scaled ? n_slots : 0, 1);
     if (n_tables)
         tables_fill(s, *w, tables);
     if (n_sparse) {
@@ -219,6 +242,11 @@ void matrix_place(placer *p, const sq_linear *const *linears, uint32_t n, bool i
             bias[at] = linear->bias ? linear->bias[row] : 0;
         });
     p->copy(w->tables, tables.data(), tables.size() * sizeof tables[0]);
+    if (scaled)
+        s.each_row([&](const sq_linear *linear, uint32_t row, uint32_t at) {
+            scales[at] = table_scale(&linear->w, row);
+        });
+    p->copy(w->scales, scales.data(), scales.size() * sizeof scales[0]);
     p->copy(w->sparse_first, first.data(), first.size() * sizeof first[0]);
     p->copy(w->sparse, sparse.data(), sparse.size() * sizeof sparse[0]);
     p->copy(w->bias, bias.data(), bias.size() * sizeof bias[0]);

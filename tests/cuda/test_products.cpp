@@ -59,8 +59,7 @@ struct example {
             weights.insert(weights.end(), row.begin(), row.begin() + n_in);
         }
     }
-    /* The scale of row 1, if there is one, is 0. Others are powers of 2: f16, in which entries are kept, has
-     * their products with codes. */
+    /* The scale of row 1, if there is one, is 0. */
     void tables(size_t n, bool narrow) {
         sq_matrix *w = &linear.w;
         lut.resize(narrow ? 0 : n);
@@ -71,7 +70,7 @@ struct example {
             code = (int8_t)random_below(256);
         lut_scale.resize(narrow ? w->n_out : 0);
         for (uint32_t r = 0; r < lut_scale.size(); r++)
-            lut_scale[r] = sq_f32_to_f16(r == 1 ? 0 : ldexpf(r % 2 ? -1 : 1, -10 - (int)random_below(4)));
+            lut_scale[r] = sq_f32_to_f16(r == 1 ? 0 : check_random_float(&seed, 0x1p-9f));
         w->lut = narrow ? nullptr : lut.data();
         w->lut8 = narrow ? lut8.data() : nullptr;
         w->lut_scale = narrow ? lut_scale.data() : nullptr;
