@@ -9,10 +9,6 @@
 
 #include "simd_rows.h"
 
-enum {
-    ROWS_AT_ONCE = 16
-}; /* of several tokens: they stay in the L1 or L2 cache, and what they keep is ready */
-
 /* ---- few tokens ------------------------------------------------------------------------------- */
 
 /* Of few tokens: token t's activations at x + t · ldx and, where simd_digits.h has made them, its digits at
@@ -61,44 +57,46 @@ SQ_INLINE void gemv_tokens(dot_tile *dot, int n_rows, int n_tokens, const sq_mat
     }
 }
 
-/* Of several tokens some rows at a time, which come from memory once. x4: [n_tokens / 4, sq_pad(n_in), 4]. */
-SQ_INLINE void gemv(dot_tile *dot, const sq_matrix *w, operand in, uint32_t n_tokens, float *y, size_t ldy,
-                    uint32_t row0, uint32_t row1, float *x4) {
-    const size_t x4_floats = 4 * sq_pad(w->n_in);
-    kept_products kept[4];
-    kept[0].begin = kept[0].end = 0;
-    if (n_tokens == 1) {
-        gemv_tokens(dot, GEMV_ROWS, 1, w, in, y, ldy, row0, row1, kept);
-        return;
+/* Of at most four tokens. */
+SQ_INLINE void gemv_four(dot_tile *dot, const sq_matrix *w, operand in, uint32_t n_tokens, float *y,
+                         size_t ldy, uint32_t row, uint32_t row1, kept_products *kept) {
+    uint32_t t = 0;
+    for (; n_tokens - t >= FEW_TOKENS; t += FEW_TOKENS) {
+        gemv_tokens(dot, FEW_ROWS, FEW_TOKENS, w, operand_from(in, t), y + t * ldy, ldy, row, row1, kept + t);
     }
-    for (uint32_t t = 0; w->rows && n_tokens - t >= 4; t += 4) {
-        kept_interleave(in.x + t * in.ldx, in.ldx, w->n_in, x4 + t / 4 * x4_floats);
+    for (; n_tokens - t >= 2; t += 2) {
+        gemv_tokens(dot, FEW_ROWS, 2, w, operand_from(in, t), y + t * ldy, ldy, row, row1, kept + t);
+    }
+    if (t < n_tokens) {
+        gemv_tokens(dot, GEMV_ROWS, 1, w, operand_from(in, t), y + t * ldy, ldy, row, row1, kept + t);
+    }
+}
+
+/* Of several tokens some rows at a time, which come from memory once: they stay in the L1 or L2 cache. */
+enum { ROWS_AT_ONCE = 16 };
+
+/* scratch: kept_interleave's [n_tokens / 4, sq_pad(n_in), 4]. */
+SQ_INLINE void gemv(dot_tile *dot, const sq_matrix *w, operand in, uint32_t n_tokens, float *y, size_t ldy,
+                    uint32_t row0, uint32_t row1, float *scratch) {
+    const size_t four_floats = 4 * sq_pad(w->n_in);
+    const uint32_t n_at_once = n_tokens == 1 ? row1 - row0 : ROWS_AT_ONCE;
+    const bool interleaved = w->rows && w->cols16;
+    for (uint32_t t = 0; interleaved && n_tokens - t >= 4; t += 4) {
+        kept_interleave(in.x + t * in.ldx, in.ldx, w->n_in, scratch + t / 4 * four_floats);
     }
     for (uint32_t row = row0, last; row < row1; row = last) {
-        last = row1 - row < ROWS_AT_ONCE ? row1 : row + ROWS_AT_ONCE;
-        uint32_t begin = w->rows ? (uint32_t)w->rows[row] : 0, end = w->rows ? (uint32_t)w->rows[last] : 0;
-        for (uint32_t t = 0, n; t < n_tokens; t += n) {
-            for (int i = 0; i < 4; i++) {
+        last = row1 - row < n_at_once ? row1 : row + n_at_once;
+        for (uint32_t t = 0; t < n_tokens; t += 4) {
+            uint32_t n = n_tokens - t < 4 ? n_tokens - t : 4;
+            kept_products kept[4];
+            for (uint32_t i = 0; i < n; i++) {
                 kept[i].begin = kept[i].end = 0;
             }
-            if (n_tokens - t >= 4 && w->cols16 && begin < end && end - begin <= KEPT_PRODUCTS) {
-                kept_fill4(kept, w, begin, end, x4 + t / 4 * x4_floats);
+            if (interleaved && n == 4) {
+                kept_fill4(kept, w, (uint32_t)w->rows[row], (uint32_t)w->rows[last],
+                           scratch + t / 4 * four_floats);
             }
-            uint32_t group = n_tokens - t < 4 ? n_tokens - t : 4;
-            for (n = 0; n < group;) {
-                operand from = operand_from(in, t + n);
-                float *out = y + (t + n) * ldy + (row - row0);
-                if (group - n >= FEW_TOKENS) {
-                    gemv_tokens(dot, FEW_ROWS, FEW_TOKENS, w, from, out, ldy, row, last, kept + n);
-                    n += FEW_TOKENS;
-                } else if (group - n >= 2) {
-                    gemv_tokens(dot, FEW_ROWS, 2, w, from, out, ldy, row, last, kept + n);
-                    n += 2;
-                } else {
-                    gemv_tokens(dot, GEMV_ROWS, 1, w, from, out, ldy, row, last, kept + n);
-                    n++;
-                }
-            }
+            gemv_four(dot, w, operand_from(in, t), n, y + t * ldy + (row - row0), ldy, row, last, kept);
         }
     }
 }

@@ -11,6 +11,7 @@
  *   vf_load_f16 vf_load_f16_n vf_load_i8      widened from W elements
  *   vf_set1_f16           one f16 in all lanes
  *   vf_gather f16_to_f32  x[index] for W indices; one f16
+ *   vf_gather4            the four floats at x + 4 index[0], x + 4 index[4], …: W in all
  *   vf_transpose4         of four vectors, each four lanes as a square of their own
  *   vu_load vu_iota vu_srlv                   W dwords; 0, 1, 2 …; shift right lane by lane
  *   lut_table lut_load lut_load8 lut_at   a row's table, of f16 or of 8 bits times a scale, and W lookups,
@@ -86,9 +87,12 @@ static void kept_fill(kept_products *kept, const sq_matrix *w, uint32_t begin, u
     }
 }
 
-/* The same of four tokens at once, which fit: of their activations input by input. */
+/* The same of four tokens at once, whose activations lie input by input, unless the products are too many. */
 static void kept_fill4(kept_products *kept, const sq_matrix *w, uint32_t begin, uint32_t end,
                        const float *x4) {
+    if (end - begin > KEPT_PRODUCTS) {
+        return;
+    }
     for (uint32_t k = begin; k < end; k += W) {
         uint32_t n = end - k < W ? end - k : W;
         vf values = vf_load_f16_n(w->vals + k, n), four[4];
