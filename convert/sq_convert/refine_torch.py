@@ -56,16 +56,18 @@ def refine(
         fit = _fit_table(problem, found, changed) if changed.any() else found
         changed = torch.zeros_like(changed)
         objectives.append(fit.objective)
-    indices = torch.where(problem.kept, _nearest(fit.table, problem.values), fit.indices)
+    indices = torch.where(problem.kept, _nearest(_middles(fit.table), problem.values), fit.indices)
     return fit.table.T, indices.T.to(torch.uint8), torch.stack(objectives, dim=1)
 
 
-def _nearest(table: Tensor, x: Tensor) -> Tensor:
-    """Entries ascend: the number of midpoints below x, ``[n_rows]`` or ``[n_cols, n_rows]``."""
-    below = torch.zeros_like(x, dtype=torch.long)
-    for middle in (table[:-1] + table[1:]) / 2:
-        below += x > middle
-    return below
+def _middles(table: Tensor) -> Tensor:
+    """Between neighbouring entries, ``[n_rows, k - 1]``."""
+    return ((table[:-1] + table[1:]) / 2).T.contiguous()
+
+
+def _nearest(middles: Tensor, x: Tensor) -> Tensor:
+    """Entries ascend: the number of midpoints below x, ``[n_cols, n_rows]``."""
+    return torch.searchsorted(middles, x.T.contiguous()).T
 
 
 def _errors(problem: _Problem, table: Tensor, indices: Tensor) -> Tensor:
@@ -90,12 +92,12 @@ def _round(problem: _Problem, fit: _Fit) -> _Fit:
     """Finds indices anew, column by column, and takes those that are better."""
     n = len(problem.values)
     feedback = torch.zeros_like(problem.values)
-    indices = torch.empty_like(fit.indices)
+    indices, middles = torch.empty_like(fit.indices), _middles(fit.table)
     for first in range(0, n, COLUMNS):
         last = min(first + COLUMNS, n)
         moves = torch.zeros_like(problem.values[first:last])
         for i in range(first, last):
-            indices[i] = _nearest(fit.table, problem.values[i] - feedback[i])
+            indices[i] = _nearest(middles, (problem.values[i] - feedback[i])[None])[0]
             move = fit.table.gather(0, indices[i : i + 1])[0] - problem.values[i]
             moves[i - first] = move.masked_fill(problem.kept[i], 0)
             feedback[i + 1 : last] += problem.factor[i, i + 1 : last, None] * moves[i - first]
@@ -106,7 +108,7 @@ def _round(problem: _Problem, fit: _Fit) -> _Fit:
 def _descend(problem: _Problem, fit: _Fit) -> _Fit:
     """Moves indices one column at a time, each to what is best while all others stay."""
     n = len(problem.values)
-    indices, gradient = fit.indices.clone(), fit.gradient.clone()
+    indices, gradient, middles = fit.indices.clone(), fit.gradient.clone(), _middles(fit.table)
     diagonal = problem.hessian.diagonal()
     movable = ~problem.kept & (diagonal > 0)[:, None]
     changed = False
@@ -118,7 +120,7 @@ def _descend(problem: _Problem, fit: _Fit) -> _Fit:
             for i in range(first, last):
                 here = fit.table.gather(0, indices[i : i + 1])[0]
                 best = here - local[i - first] / diagonal[i]
-                index = _nearest(fit.table, best)
+                index = _nearest(middles, best[None])[0]
                 entry = fit.table.gather(0, index[None])[0]
                 moves_there = movable[i] & ((entry - best).abs() < (here - best).abs())
                 indices[i] = torch.where(moves_there, index, indices[i])
