@@ -68,6 +68,7 @@ SQ_INLINE void digits_pack_vector(int bits, const float *x, vf inverse, digits *
     }
 }
 
+/* s, and 1 / s. */
 SQ_INLINE float digits_scale(const float *x, uint32_t n_in, vf *inverse) {
     vf largest = vf_zero(), strange = vf_zero();
     for (size_t i = 0; i < sq_pad(n_in); i += W) {
@@ -270,26 +271,29 @@ SQ_INLINE void digits4_dot(const sq_matrix *w, operand in, uint32_t row, int n_r
 
 static void digits2_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y,
                          size_t ldy, uint32_t row0, uint32_t row1, void *scratch) {
-    if (w->lut8)
+    if (w->lut8) {
         digits_gemv(2, digits2_dot, w, x, ldx, n_tokens, y, ldy, row0, row1, scratch);
-    else
+    } else {
         lut2_gemv(w, x, ldx, n_tokens, y, ldy, row0, row1, scratch);
+    }
 }
 
 static void digits3_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y,
                          size_t ldy, uint32_t row0, uint32_t row1, void *scratch) {
-    if (w->lut8)
+    if (w->lut8) {
         digits_gemv(3, digits3_dot, w, x, ldx, n_tokens, y, ldy, row0, row1, scratch);
-    else
+    } else {
         lut3_gemv(w, x, ldx, n_tokens, y, ldy, row0, row1, scratch);
+    }
 }
 
 static void digits4_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y,
                          size_t ldy, uint32_t row0, uint32_t row1, void *scratch) {
-    if (w->lut8)
+    if (w->lut8) {
         digits_gemv(4, digits4_dot, w, x, ldx, n_tokens, y, ldy, row0, row1, scratch);
-    else
+    } else {
         lut4_gemv(w, x, ldx, n_tokens, y, ldy, row0, row1, scratch);
+    }
 }
 
 #endif
