@@ -115,8 +115,8 @@ def test_logits(source: Source, bits: int, emulated: Path, tmp_path: Path) -> No
 def check_emulated(plugin: Path, path: Path, ids: list[int]) -> None:
     """The plugin for GPUs, its kernels run on the CPU; prompts in f16 as a GPU has them, and exactly.
 
-    Where two sums differ in their last bit, elements of an f16 cache may round apart: how much that matters to a
-    model is what the CPU's own instruction sets differ by.
+    Where two sums differ in their last bit, elements of an f16 cache may round apart: how much that matters
+    to a model is what the CPU's own instruction sets differ by.
     """
     pieces = [20, 1, 2]
     ids = ids[: sum(pieces)]
