@@ -361,14 +361,15 @@ def perplexity_of(folder: Path, text: str, n_window: int) -> tuple[float, int]:
 
 
 def test_eval_agrees_with_transformers(tool: Tool, sq_convert: str, stories4: Path, tmp_path: Path) -> None:
+    """With --exact; what prompts in fixed point change, test_truth.py says."""
     text = "Once upon a time, there was a big dog. He liked to run, and he had 1,234 friends! " * 20
     path = tmp_path / "text"
     path.write_text(text)
     decoded = tmp_path / "decoded"
     assert run(sq_convert, stories4, "-o", decoded, "--dequantize").returncode == 0
     expected, n_predicted = perplexity_of(decoded, text, 64)
-    found = report(tool("sq-eval"), stories4, path, "--ctx", 64, "--kv", "f32", "--threads", 1)
-    assert found["perplexity"] == pytest.approx(expected, rel=1e-4)
+    found = report(tool("sq-eval"), stories4, path, "--ctx", 64, "--kv", "f32", "--threads", 1, "--exact")
+    assert found["perplexity"] == pytest.approx(expected, rel=1e-5)
     assert found["n_predicted"] == n_predicted
     assert found["window_tokens"] == 64
     assert 0 < found["standard_error"] < found["perplexity"]
