@@ -122,27 +122,27 @@ SQ_INLINE void q8_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows, 
 
 static void lut2_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
                       uint32_t row0, uint32_t row1, void *scratch) {
-    gemv(lut2_dot, w, (operand){x, ldx, NULL, 0}, n_tokens, y, ldy, row0, row1, scratch);
+    gemv(lut2_dot, w, (operand){x, ldx, scratch, 0}, n_tokens, y, ldy, row0, row1, scratch);
 }
 static void lut3_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
                       uint32_t row0, uint32_t row1, void *scratch) {
-    gemv(lut3_dot, w, (operand){x, ldx, NULL, 0}, n_tokens, y, ldy, row0, row1, scratch);
+    gemv(lut3_dot, w, (operand){x, ldx, scratch, 0}, n_tokens, y, ldy, row0, row1, scratch);
 }
 static void lut4_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
                       uint32_t row0, uint32_t row1, void *scratch) {
-    gemv(lut4_dot, w, (operand){x, ldx, NULL, 0}, n_tokens, y, ldy, row0, row1, scratch);
+    gemv(lut4_dot, w, (operand){x, ldx, scratch, 0}, n_tokens, y, ldy, row0, row1, scratch);
 }
 static void f32_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
                      uint32_t row0, uint32_t row1, void *scratch) {
-    gemv(f32_dot, w, (operand){x, ldx, NULL, 0}, n_tokens, y, ldy, row0, row1, scratch);
+    gemv(f32_dot, w, (operand){x, ldx, scratch, 0}, n_tokens, y, ldy, row0, row1, scratch);
 }
 static void f16_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
                      uint32_t row0, uint32_t row1, void *scratch) {
-    gemv(f16_dot, w, (operand){x, ldx, NULL, 0}, n_tokens, y, ldy, row0, row1, scratch);
+    gemv(f16_dot, w, (operand){x, ldx, scratch, 0}, n_tokens, y, ldy, row0, row1, scratch);
 }
 static void q8_0_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
                       uint32_t row0, uint32_t row1, void *scratch) {
-    gemv(q8_dot, w, (operand){x, ldx, NULL, 0}, n_tokens, y, ldy, row0, row1, scratch);
+    gemv(q8_dot, w, (operand){x, ldx, scratch, 0}, n_tokens, y, ldy, row0, row1, scratch);
 }
 
 static void lut2_expand_row(const sq_matrix *w, uint32_t row, float *out) {
