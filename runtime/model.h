@@ -111,7 +111,7 @@ struct sq_model {
     sq_gguf *file;
     const sq_arch *arch;
     const sq_kernels *kernels;
-    bool exact; /* f32 throughout, for prompts too */
+    bool exact; /* prompts in f32 too */
     sq_tokenizer *tokenizer;
     sq_chat *chat; /* never NULL; holds the reason where chat is not possible */
 
