@@ -97,15 +97,16 @@ SQ_INLINE void digits_pack(int bits, const float *x, uint32_t n_in, digits *d) {
         digits_pack_vector(bits, x + vector * block, inverse, d, vector);
     }
     x += n_in - left;
-    /* Narrow planes, the fourth of 3 bits among them: side by side in a vector where they fit into one. */
+    /* Narrow planes, the fourth of 3 bits among them: side by side in a vector where they fit into one. They
+     * end within the padding of x. */
     uint32_t n_dwords = (left + n_per_dword(bits) - 1) / n_per_dword(bits);
     uint32_t n_planes = n_planes_used(bits), n_vectors = n_planes * n_dwords <= BLOCK_DWORDS ? 1 : n_planes;
     for (uint32_t v = 0; left && v < n_vectors; v++) {
         float positions[16 * BLOCK_DWORDS] = {0};
         for (uint32_t p = v; p < (n_vectors == 1 ? n_planes : v + 1); p++) {
-            for (uint32_t i = 0; i < n_fields(bits) * n_dwords; i++) {
-                uint32_t from = p * n_fields(bits) * n_dwords + i, lane = (n_vectors == 1 ? p * n_dwords : 0);
-                positions[BLOCK_DWORDS * (i / n_dwords) + lane + i % n_dwords] = from < left ? x[from] : 0;
+            float *to = positions + (n_vectors == 1 ? p * n_dwords : 0);
+            for (int j = 0; j < n_fields(bits); j++, to += BLOCK_DWORDS, x += n_dwords) {
+                memcpy(to, x, n_dwords * sizeof *x);
             }
         }
         digits_pack_vector(bits, positions, inverse, d, vector + v);
@@ -257,43 +258,22 @@ SQ_INLINE void digits_gemv(int bits, dot_tile *dot, const sq_matrix *w, const fl
     gemv(dot, w, in, n_tokens, y, ldy, row0, row1, (float *)(in.packed + n_tokens * in.packed_bytes));
 }
 
-SQ_INLINE void digits2_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens, vf *sums) {
-    digits_dot(2, w, in, row, n_rows, n_tokens, sums);
-}
-
-SQ_INLINE void digits3_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens, vf *sums) {
-    digits_dot(3, w, in, row, n_rows, n_tokens, sums);
-}
-
-SQ_INLINE void digits4_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens, vf *sums) {
-    digits_dot(4, w, in, row, n_rows, n_tokens, sums);
-}
-
-static void digits2_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y,
-                         size_t ldy, uint32_t row0, uint32_t row1, void *scratch) {
-    if (w->lut8) {
-        digits_gemv(2, digits2_dot, w, x, ldx, n_tokens, y, ldy, row0, row1, scratch);
-    } else {
-        lut2_gemv(w, x, ldx, n_tokens, y, ldy, row0, row1, scratch);
+#define DIGITS_OF(bits)                                                                                      \
+    SQ_INLINE void digits##bits##_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows,              \
+                                      int n_tokens, vf *sums) {                                              \
+        digits_dot(bits, w, in, row, n_rows, n_tokens, sums);                                                \
+    }                                                                                                        \
+    static void digits##bits##_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens,       \
+                                    float *y, size_t ldy, uint32_t row0, uint32_t row1, void *scratch) {     \
+        if (w->lut8) {                                                                                       \
+            digits_gemv(bits, digits##bits##_dot, w, x, ldx, n_tokens, y, ldy, row0, row1, scratch);         \
+        } else {                                                                                             \
+            lut##bits##_gemv(w, x, ldx, n_tokens, y, ldy, row0, row1, scratch);                              \
+        }                                                                                                    \
     }
-}
-
-static void digits3_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y,
-                         size_t ldy, uint32_t row0, uint32_t row1, void *scratch) {
-    if (w->lut8) {
-        digits_gemv(3, digits3_dot, w, x, ldx, n_tokens, y, ldy, row0, row1, scratch);
-    } else {
-        lut3_gemv(w, x, ldx, n_tokens, y, ldy, row0, row1, scratch);
-    }
-}
-
-static void digits4_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y,
-                         size_t ldy, uint32_t row0, uint32_t row1, void *scratch) {
-    if (w->lut8) {
-        digits_gemv(4, digits4_dot, w, x, ldx, n_tokens, y, ldy, row0, row1, scratch);
-    } else {
-        lut4_gemv(w, x, ldx, n_tokens, y, ldy, row0, row1, scratch);
-    }
-}
+DIGITS_OF(2)
+DIGITS_OF(3)
+DIGITS_OF(4)
+#undef DIGITS_OF
 
 #endif
