@@ -78,7 +78,7 @@ def divergence(path: Path, exact: bool, plugin: Path, n_tokens: int) -> float:
     half = len(ids) // 2
     pieces = [half, *[1] * (len(ids) - half)]
     reference = run(path, ids, pieces, "auto", "f16")
-    return float(kl_divergence(reference, run_with_plugin(plugin, path, ids, pieces, exact)).mean())
+    return float(kl_divergence(reference, run_with_plugin(plugin, path, ids, pieces, exact, "f16")).mean())
 
 
 def divergences(path: Path, plugin: Path, n_tokens: int, _seconds: float) -> Json:

@@ -1,6 +1,6 @@
 """Logits that the plugin for GPUs gives, in a process of its own: LD_LIBRARY_PATH there says which plugin.
 
-usage: gpu_logits.py MODEL OUT.npy PIECES EXACT [TOKEN ...]
+usage: gpu_logits.py MODEL OUT.npy PIECES EXACT KV [TOKEN ...]
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import numpy as np
 from truth import Logits, run
 
 
-def run_with_plugin(plugin: Path, path: Path, ids: list[int], pieces: list[int], exact: bool) -> Logits:
+def run_with_plugin(
+    plugin: Path, path: Path, ids: list[int], pieces: list[int], exact: bool, kv: str
+) -> Logits:
     """As `truth.run`, with all layers on the device of the plugin in a folder."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "logits.npy"
-        command = [sys.executable, __file__, str(path), str(out), json.dumps(pieces), str(int(exact))]
+        command = [sys.executable, __file__, str(path), str(out), json.dumps(pieces), str(int(exact)), kv]
         subprocess.run(
             [*command, *map(str, ids)], check=True, env={**os.environ, "LD_LIBRARY_PATH": str(plugin)}
         )
@@ -29,8 +31,6 @@ def run_with_plugin(plugin: Path, path: Path, ids: list[int], pieces: list[int],
 
 
 if __name__ == "__main__":
-    path, out, pieces, exact, *ids = sys.argv[1:]
+    path, out, pieces, exact, kv, *ids = sys.argv[1:]
     ids_of = [int(i) for i in ids]
-    np.save(
-        out, run(Path(path), ids_of, json.loads(pieces), "auto", "f16", exact=exact == "1", device="cuda")
-    )
+    np.save(out, run(Path(path), ids_of, json.loads(pieces), "auto", kv, exact=exact == "1", device="cuda"))

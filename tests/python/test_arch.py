@@ -115,17 +115,16 @@ def test_logits(source: Source, bits: int, emulated: Path, tmp_path: Path) -> No
 def check_emulated(plugin: Path, path: Path, ids: list[int]) -> None:
     """The plugin for GPUs, its kernels run on the CPU; prompts in f16 as a GPU has them, and exactly.
 
-    Where two sums differ in their last bit, elements of an f16 cache may round apart: how much that matters
-    to a model is what the CPU's own instruction sets differ by.
+    Exactly with an f32 cache: elements of an f16 one round apart where sums differ in their last bit, which
+    alone is 7e-6 between the CPU's own instruction sets in gemma2-no-caps.
     """
     pieces = [20, 1, 2]
     ids = ids[: sum(pieces)]
-    reference = run(path, ids, pieces, "auto", "f16")
     exact, fast = (
-        kl_divergence(reference, run_with_plugin(plugin, path, ids, pieces, e)) for e in (True, False)
+        kl_divergence(run(path, ids, pieces, "auto", kv), run_with_plugin(plugin, path, ids, pieces, e, kv))
+        for e, kv in ((True, "f32"), (False, "f16"))
     )
-    apart = kl_divergence(reference, run(path, ids, pieces, "scalar", "f16")).max()
-    assert exact.max() < 1e-6 + apart, f"KL divergence {exact.max():.2e} at token {exact.argmax()}"
+    assert exact.max() < 1e-6, f"KL divergence {exact.max():.2e} at token {exact.argmax()}"
     assert fast.mean() < 1e-4, f"KL divergence {fast.mean():.2e}, of prompts in f16"
 
 

@@ -361,7 +361,7 @@ def perplexity_of(folder: Path, text: str, n_window: int) -> tuple[float, int]:
 
 
 def test_eval_agrees_with_transformers(tool: Tool, sq_convert: str, stories4: Path, tmp_path: Path) -> None:
-    """With --exact; what prompts in fixed point change, test_truth.py says."""
+    """With --exact; without it to what fixed point may change, which test_truth.py measures."""
     text = "Once upon a time, there was a big dog. He liked to run, and he had 1,234 friends! " * 20
     path = tmp_path / "text"
     path.write_text(text)
@@ -371,6 +371,8 @@ def test_eval_agrees_with_transformers(tool: Tool, sq_convert: str, stories4: Pa
     found = report(tool("sq-eval"), stories4, path, "--ctx", 64, "--kv", "f32", "--threads", 1, "--exact")
     assert found["perplexity"] == pytest.approx(expected, rel=1e-5)
     assert found["n_predicted"] == n_predicted
+    fixed = report(tool("sq-eval"), stories4, path, "--ctx", 64, "--kv", "f32", "--threads", 1)
+    assert fixed["perplexity"] == pytest.approx(expected, rel=1e-3)
     assert found["window_tokens"] == 64
     assert 0 < found["standard_error"] < found["perplexity"]
     whole = report(tool("sq-eval"), stories4, path, "--threads", 1)
