@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import warnings
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .errors import first_line
 from .table_torch import nearest, rounded, scale_of
 
 COLUMNS = 64  # of which the errors are settled before the other columns hear of them
@@ -16,9 +19,17 @@ ROUNDED = 2  # times that a table's entries are rounded one after the other
 RIDGE = 1e-7  # of the mean of PᵀHP's diagonal: with it an entry that nothing uses stays
 
 
+class Steps(NamedTuple):
+    """What is done column by column, of the columns of a block."""
+
+    round_block: Callable[..., tuple[Tensor, Tensor]]
+    descend_block: Callable[..., tuple[Tensor, Tensor]]
+
+
 class _Problem(NamedTuple):
     """Columns come first: what is done column by column lies together."""
 
+    steps: Steps
     values: Tensor  # [n_cols, n_rows]
     hessian: Tensor  # [n_cols, n_cols]
     factor: Tensor  # [n_cols, n_cols]
@@ -44,7 +55,7 @@ def refine(
     """Table, indices, objectives after ``n_steps`` roundings and as many descents: see convert/refine.h."""
     none = torch.zeros_like(values, dtype=torch.bool)
     kept = (none if kept is None else kept).T.contiguous()
-    problem = _Problem(values.T.contiguous(), hessian, factor, kept)
+    problem = _Problem(_steps(values.device.type), values.T.contiguous(), hessian, factor, kept)
     fit = _measured(problem, rounded(table, dim=1).T.contiguous(), indices.long().T.contiguous())
     objectives = [fit.objective]
     steps: list[Callable[[_Problem, _Fit], _Fit]] = [_round] * n_steps + [_descend] * n_steps
@@ -58,6 +69,25 @@ def refine(
         objectives.append(fit.objective)
     indices = torch.where(problem.kept, _nearest(_middles(fit.table), problem.values), fit.indices)
     return fit.table.T, indices.T.to(torch.uint8), torch.stack(objectives, dim=1)
+
+
+@functools.cache
+def _steps(device_type: str) -> Steps:
+    """On a GPU one kernel each: it takes longer to start the small operations here than to run them."""
+    if device_type == "cuda":
+        try:
+            from . import refine_triton
+
+            refine_triton.check()
+            return Steps(refine_triton.round_block, refine_triton.descend_block)
+        except Exception as error:  # of Triton or of what it calls: it compiles, and with a C compiler too
+            warnings.warn(f"Without Triton fitting takes longer ({first_line(error)}).", stacklevel=2)
+    return Steps(round_block, descend_block)
+
+
+def _blocks(problem: _Problem) -> Iterator[slice]:
+    n = len(problem.values)
+    return (slice(first, min(first + COLUMNS, n)) for first in range(0, n, COLUMNS))
 
 
 def _middles(table: Tensor) -> Tensor:
@@ -88,45 +118,66 @@ def _better(fit: _Fit, other: _Fit) -> _Fit:
     return _Fit(*(torch.where(better, new, old) for new, old in zip(other, fit, strict=True)))
 
 
+def round_block(
+    values: Tensor, feedback: Tensor, factor: Tensor, table: Tensor, kept: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Indices of the columns of a block, found one after the other, and their errors, which the later ones
+    hear of. All are the block's: ``factor`` ``[n, n]``, but for the ``table`` the others ``[n, n_rows]``."""
+    indices, moves = torch.empty_like(values, dtype=torch.long), torch.zeros_like(values)
+    middles = _middles(table)
+    for i in range(len(values)):
+        told = feedback[i] + factor[:i, i] @ moves[:i]
+        indices[i] = _nearest(middles, (values[i] - told)[None])[0]
+        error = table.gather(0, indices[i : i + 1])[0] - values[i]
+        moves[i] = error.masked_fill(kept[i], 0)
+    return indices, moves
+
+
+def descend_block(
+    indices: Tensor, gradient: Tensor, hessian: Tensor, table: Tensor, movable: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same where there are indices: a column moves to what is best while all others stay. Its move is by
+    how much its entry changes."""
+    indices, moves = indices.clone(), torch.zeros_like(gradient)
+    middles = _middles(table)
+    for i in range(len(indices)):
+        here = table.gather(0, indices[i : i + 1])[0]
+        best = here - (gradient[i] + hessian[:i, i] @ moves[:i]) / hessian[i, i]
+        index = _nearest(middles, best[None])[0]
+        entry = table.gather(0, index[None])[0]
+        moves_there = movable[i] & ((entry - best).abs() < (here - best).abs())
+        indices[i] = torch.where(moves_there, index, indices[i])
+        moves[i] = torch.where(moves_there, entry - here, 0)
+    return indices, moves
+
+
 def _round(problem: _Problem, fit: _Fit) -> _Fit:
     """Finds indices anew, column by column, and takes those that are better."""
-    n = len(problem.values)
-    feedback = torch.zeros_like(problem.values)
-    indices, middles = torch.empty_like(fit.indices), _middles(fit.table)
-    for first in range(0, n, COLUMNS):
-        last = min(first + COLUMNS, n)
-        moves = torch.zeros_like(problem.values[first:last])
-        for i in range(first, last):
-            indices[i] = _nearest(middles, (problem.values[i] - feedback[i])[None])[0]
-            move = fit.table.gather(0, indices[i : i + 1])[0] - problem.values[i]
-            moves[i - first] = move.masked_fill(problem.kept[i], 0)
-            feedback[i + 1 : last] += problem.factor[i, i + 1 : last, None] * moves[i - first]
-        feedback[last:] += problem.factor[first:last, last:].T @ moves
+    feedback, indices = torch.zeros_like(problem.values), torch.empty_like(fit.indices)
+    round_block = problem.steps.round_block
+    for block in _blocks(problem):
+        factor = problem.factor[block]
+        indices[block], moves = round_block(
+            problem.values[block], feedback[block], factor[:, block], fit.table, problem.kept[block]
+        )
+        feedback[block.stop :].addmm_(factor[:, block.stop :].T, moves)
     return _better(fit, _measured(problem, fit.table, indices))
 
 
 def _descend(problem: _Problem, fit: _Fit) -> _Fit:
     """Moves indices one column at a time, each to what is best while all others stay."""
-    n = len(problem.values)
-    indices, gradient, middles = fit.indices.clone(), fit.gradient.clone(), _middles(fit.table)
-    diagonal = problem.hessian.diagonal()
-    movable = ~problem.kept & (diagonal > 0)[:, None]
+    indices, gradient = fit.indices.clone(), fit.gradient.clone()
+    movable = ~problem.kept & (problem.hessian.diagonal() > 0)[:, None]
+    descend_block = problem.steps.descend_block
     changed = False
     for _ in range(SWEEPS):
         before = indices.clone()
-        for first in range(0, n, COLUMNS):
-            last = min(first + COLUMNS, n)
-            local, moves = gradient[first:last].clone(), torch.zeros_like(gradient[first:last])
-            for i in range(first, last):
-                here = fit.table.gather(0, indices[i : i + 1])[0]
-                best = here - local[i - first] / diagonal[i]
-                index = _nearest(middles, best[None])[0]
-                entry = fit.table.gather(0, index[None])[0]
-                moves_there = movable[i] & ((entry - best).abs() < (here - best).abs())
-                indices[i] = torch.where(moves_there, index, indices[i])
-                moves[i - first] = torch.where(moves_there, entry - here, 0)
-                local[i - first + 1 :] += problem.hessian[i, i + 1 : last, None] * moves[i - first]
-            gradient += problem.hessian[:, first:last] @ moves
+        for block in _blocks(problem):
+            hessian = problem.hessian[block]
+            indices[block], moves = descend_block(
+                indices[block], gradient[block], hessian[:, block], fit.table, movable[block]
+            )
+            gradient.addmm_(hessian.T, moves)
         if torch.equal(before, indices):
             break
         changed = True
