@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,8 @@ class Curvature(NamedTuple):
 
     diagonal: NDArray[np.float32]  # [n_cols] of H as it was measured
     order: NDArray[np.intp]  # [n_cols] of the columns: what matters most is settled first
-    hessian: NDArray[np.float32] | None  # shrunk and damped, in that order; in tiles, but for PyTorch
-    factor: NDArray[np.float32] | None  # M of H = M D Mᵀ, the same
+    hessian: Any  # shrunk and damped, in that order, in f32; an array in tiles, or PyTorch's tensor
+    factor: Any  # M of H = M D Mᵀ, the same
 
 
 def curvature_of(hessian: NDArray[np.float32], torch_device: str | None = None) -> Curvature:
@@ -45,11 +45,11 @@ def curvature_of(hessian: NDArray[np.float32], torch_device: str | None = None) 
     order = np.argsort(-diagonal, kind="stable")
     if not hessian.any():  # nothing is worse than anything else
         return Curvature(diagonal, order, None, None)
+    if torch_device:
+        return Curvature(diagonal, order, *_curvature_on_torch(hessian, order, torch_device))
     shrunk = _shrunk(hessian[np.ix_(order, order)])
     factor, damped = _rounding_factor(shrunk), _damped(shrunk, DAMPING)
     del shrunk
-    if torch_device:
-        return Curvature(diagonal, order, damped, factor)
     return Curvature(diagonal, order, _tiles(damped), _tiles(factor))
 
 
@@ -68,13 +68,13 @@ def refine_rows(
     """
     if curvature.hessian is None:
         return Refined(rounded(table), indices, np.zeros((len(values), N_OBJECTIVES)))
-    order, wide = curvature.order, table.astype(np.float32)
+    wide = table.astype(np.float32)
+    if torch_device:
+        return _refine_on_torch(values, curvature, kept, wide, indices, torch_device)
+    order = curvature.order
     values, indices = np.ascontiguousarray(values[:, order]), np.ascontiguousarray(indices[:, order])
     kept = None if kept is None else np.ascontiguousarray(kept[:, order])
-    if torch_device:
-        found = _refine_on_torch(values, curvature, kept, wide, indices, torch_device)
-    else:
-        found = _refine_in_c(values, curvature, kept, wide, indices, threads)
+    found = _refine_in_c(values, curvature, kept, wide, indices, threads)
     refined = np.empty_like(indices)
     refined[:, order] = found.indices
     return found._replace(indices=refined)
@@ -122,6 +122,15 @@ def _tiles(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
     return tiles
 
 
+def _curvature_on_torch(
+    hessian: NDArray[np.float32], order: NDArray[np.intp], device: str
+) -> tuple[Any, Any]:
+    from .cluster_torch import tensor
+    from .refine_torch import curvature
+
+    return curvature(tensor(hessian, device), tensor(order, device))
+
+
 def _refine_on_torch(
     values: NDArray[np.float32],
     curvature: Curvature,
@@ -130,14 +139,11 @@ def _refine_on_torch(
     indices: NDArray[np.uint8],
     device: str,
 ) -> Refined:
-    import torch
-
+    from .cluster_torch import tensor
     from .refine_torch import refine
 
-    arrays = (values, curvature.hessian, curvature.factor, table, indices)
-    there = [torch.from_numpy(array).to(device) for array in arrays]
-    kept_there = None if kept is None else torch.from_numpy(kept).to(device)
-    found = refine(there[0], there[1], there[2], kept_there, there[3], there[4], (N_OBJECTIVES - 1) // 4)
+    there = (tensor(array, device) for array in (curvature.order, values, kept, table, indices))
+    found = refine((N_OBJECTIVES - 1) // 4, curvature.hessian, curvature.factor, *there)
     return Refined(*(part.cpu().numpy() for part in found))
 
 

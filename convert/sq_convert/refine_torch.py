@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .errors import first_line
+from .refine import DAMPING, ROUNDING_DAMPING, SHRINKAGE
 from .table_torch import nearest, rounded, scale_of
 
 COLUMNS = 64  # of which the errors are settled before the other columns hear of them
@@ -43,20 +44,38 @@ class _Fit(NamedTuple):
     objective: Tensor  # f64 [n_rows]
 
 
+def curvature(hessian: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    """What refine.curvature_of makes of H as it was measured: H and its factor, columns in ``order``."""
+    diagonal = hessian.diagonal()[order]
+    shrunk = hessian[order][:, order] * (1 - SHRINKAGE)
+
+    def damped(damping: float) -> Tensor:
+        result = shrunk.clone()
+        result.diagonal().copy_(diagonal + damping * diagonal.mean())
+        return result
+
+    backwards = damped(ROUNDING_DAMPING).flip(0, 1).double()
+    lower = torch.linalg.cholesky(backwards)
+    factor = (lower / lower.diagonal()).flip(0, 1).float().triu(1)
+    return damped(DAMPING), factor
+
+
 def refine(
-    values: Tensor,
+    n_steps: int,
     hessian: Tensor,
     factor: Tensor,
+    order: Tensor,
+    values: Tensor,
     kept: Tensor | None,
     table: Tensor,
     indices: Tensor,
-    n_steps: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Table, indices, objectives after ``n_steps`` roundings and as many descents: see convert/refine.h."""
-    none = torch.zeros_like(values, dtype=torch.bool)
-    kept = (none if kept is None else kept).T.contiguous()
-    problem = _Problem(_steps(values.device.type), values.T.contiguous(), hessian, factor, kept)
-    fit = _measured(problem, rounded(table, dim=1).T.contiguous(), indices.long().T.contiguous())
+    """Table, indices, objectives after ``n_steps`` roundings and as many descents: see convert/refine.h. Of H
+    and its factor the columns are in ``order``, of nothing else."""
+    kept = torch.zeros_like(values, dtype=torch.bool) if kept is None else kept
+    values, kept, indices = (part.T.index_select(0, order) for part in (values, kept, indices))
+    problem = _Problem(_steps(values.device.type), values, hessian, factor, kept)
+    fit = _measured(problem, rounded(table, dim=1).T.contiguous(), indices.long())
     objectives = [fit.objective]
     steps: list[Callable[[_Problem, _Fit], _Fit]] = [_round] * n_steps + [_descend] * n_steps
     changed = torch.ones_like(fit.objective, dtype=torch.bool)  # since a row's table was fitted
@@ -67,8 +86,9 @@ def refine(
         fit = _fit_table(problem, found, changed) if changed.any() else found
         changed = torch.zeros_like(changed)
         objectives.append(fit.objective)
-    indices = torch.where(problem.kept, _nearest(_middles(fit.table), problem.values), fit.indices)
-    return fit.table.T, indices.T.to(torch.uint8), torch.stack(objectives, dim=1)
+    indices = torch.where(kept, _nearest(_middles(fit.table), values), fit.indices).to(torch.uint8)
+    indices = indices.index_select(0, order.argsort())
+    return fit.table.T.contiguous(), indices.T.contiguous(), torch.stack(objectives, dim=1)
 
 
 @functools.cache

@@ -44,10 +44,11 @@ def descend_block(
 
 
 def _launch(kernel: triton.JITFunction, matrix: Tensor, table: Tensor, *columns: Tensor) -> None:
+    assert all(tensor.is_contiguous() for tensor in columns)
     (k, n_rows), n = table.shape, len(matrix)
     sizes = {"n_columns": triton.next_power_of_2(n), "n_entries": triton.next_power_of_2(k), "n_lanes": ROWS}
     grid = (triton.cdiv(n_rows, ROWS),)
-    kernel[grid](matrix, matrix.stride(0), table, k, *columns, n, n_rows, **sizes, **OPTIONS)
+    kernel[grid](matrix, matrix.stride(0), table.contiguous(), k, *columns, n, n_rows, **sizes, **OPTIONS)
 
 
 @triton.jit
