@@ -28,9 +28,9 @@ def cluster_rows(
 ) -> Clusters:
     """Weighted k-means of each row of ``values`` ``[n_rows, n_cols]`` into ``k`` entries, exact.
 
-    ``weights`` (None: all 1) and ``kept`` (True: stays out of the clustering) have the same shape. What
-    happens to rows without weight or with few values, convert/cluster.h says. ``torch_device``: where PyTorch
-    computes it; None: the C library does.
+    ``weights`` (None: all 1; ``[n_cols]``: in each row the same) and ``kept`` (True: stays out of the
+    clustering) have the same shape. What happens to rows without weight or with few values, convert/cluster.h
+    says. ``torch_device``: where PyTorch computes it; None: the C library does.
     """
     if torch_device:
         from . import cluster_torch as on_torch
@@ -39,13 +39,14 @@ def cluster_rows(
         found = on_torch.cluster(*arrays, on_torch.tensor(kept, torch_device), k)
         return Clusters(*(part.cpu().numpy() for part in found))
     n_rows, n_cols = values.shape
+    wide = None if weights is None else np.ascontiguousarray(np.broadcast_to(weights, values.shape))
     table = np.empty((n_rows, k), np.float16)
     indices = np.empty((n_rows, n_cols), np.uint8)
     errors = np.empty((n_rows, 2), np.float64)
 
     status = library().sq_cluster_rows(
         pointer(values, np.float32),
-        pointer(weights, np.float32, values.shape),
+        pointer(wide, np.float32, values.shape),
         pointer(kept, np.bool_, values.shape),
         n_rows,
         n_cols,

@@ -6,11 +6,13 @@ row's end are not looked at.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from .gpu import runs_triton
 
 N_AT_ONCE = 1 << 22  # values; of the largest steps' arrays there are some ten times as many numbers
 MAX_FITS = 32
@@ -30,8 +32,9 @@ class _Points(NamedTuple):
 def cluster(
     values: Tensor, weights: Tensor | None, kept: Tensor | None, k: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Table (f16 ``[n_rows, k]``), indices (u8), errors (f64 ``[n_rows, 2]``): as convert/cluster.h says."""
+    """Table (f16 ``[n_rows, k]``), indices (u8), errors (f64 ``[n_rows, 2]``): as cluster.py says."""
     n_rows, n_cols = values.shape
+    weights = None if weights is None else weights.expand_as(values)
     n_step = max(1, N_AT_ONCE // n_cols)
     parts = []
     for row in range(0, n_rows, n_step):
@@ -93,15 +96,15 @@ def _few(points: _Points, k: int) -> Tensor:
 
 
 def _least(points: _Points, head: Tensor, at: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """min over j in [low, high] of head[j] - (s[i] - s[j])² / (w[i] - w[j]), i in `at`, and the smallest such
-    j. All but ``head`` ``[n_rows, n]``; where low > high there is none."""
-    n_rows, n = at.shape
+    """min over j in [low, high] of head[j] - (s[i] - s[j])² / (w[i] - w[j]), i in `at` ``[n]``, and the
+    smallest such j. ``low`` and ``high`` are ``[n_rows, n]``; where low > high there is none."""
+    n_rows, n = low.shape
     count = (high - low + 1).clamp(min=0).flatten()
     owner = torch.repeat_interleave(torch.arange(n_rows * n, device=at.device), count)
     start = count.cumsum(0) - count
     j = low.flatten()[owner] + torch.arange(len(owner), device=at.device) - start[owner]
     row = owner // n
-    i = at.flatten()[owner]
+    i = at[owner % n]
     w = points.w[row, i] - points.w[row, j]
     s = points.s[row, i] - points.s[row, j]
     cost = head[row, j] - torch.where(w > 0, s**2 / w, 0)
@@ -112,12 +115,28 @@ def _least(points: _Points, head: Tensor, at: Tensor, low: Tensor, high: Tensor)
     return least.view(n_rows, n), smallest.view(n_rows, n)
 
 
-def _levels(n: int) -> Iterator[tuple[int, range]]:
-    """Halvings of 0 … n: all numbers from 1 to n, each after those next to it that are twice as round."""
-    step = 1 << n.bit_length()
-    while step:
-        yield step, range(step, n + 1, 2 * step)
-        step //= 2
+def level(
+    points: _Points, head: Tensor, c: int, last: Tensor, step: int, best: Tensor, starts: Tensor
+) -> None:
+    """Fills in what :func:`_layer` says for i = step, 3 step, 5 step, …; for those between it is known."""
+    n = points.values.shape[1]
+    i = torch.arange(step, n + 1, 2 * step, device=head.device)
+    low = torch.where(i - step >= c, starts[:, i - step], c - 1)
+    above = starts[:, (i + step).clamp(max=n)]
+    high = torch.where(i + step <= last[:, None], above.minimum(i - 1), i - 1)
+    high = torch.where((i >= c) & (i <= last[:, None]), high, -1)
+    least, start = _least(points, head, i, low, high)
+    best[:, i] = least + points.q[:, i]
+    starts[:, i] = start.clamp(max=n)
+
+
+def _level_on(device_type: str) -> Callable[..., None]:
+    """On a GPU one kernel, which does not store all the costs that it compares."""
+    if runs_triton(device_type):
+        from . import cluster_triton
+
+        return cluster_triton.level
+    return level
 
 
 def _layer(points: _Points, head: Tensor, c: int, last: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,17 +147,9 @@ def _layer(points: _Points, head: Tensor, c: int, last: Tensor) -> tuple[Tensor,
     n_rows, n = points.values.shape
     best = torch.full((n_rows, n + 1), torch.inf, dtype=head.dtype, device=head.device)
     starts = torch.zeros((n_rows, n + 1), dtype=torch.long, device=head.device)
-    for step, numbers in _levels(n):
-        if not len(numbers):
-            continue
-        i = torch.tensor(numbers, device=head.device).expand(n_rows, -1)
-        low = torch.where(i - step >= c, starts[:, (i[0] - step).clamp(min=0)], c - 1)
-        above = starts[:, (i[0] + step).clamp(max=n)]
-        high = torch.where(i + step <= last[:, None], above.minimum(i - 1), i - 1)
-        high = torch.where((i >= c) & (i <= last[:, None]), high, -1)
-        least, start = _least(points, head, i, low, high)
-        best[:, i[0]] = least + points.q[:, i[0]]
-        starts[:, i[0]] = start.clamp(max=n)
+    fill = _level_on(head.device.type)
+    for exponent in reversed(range(n.bit_length())):  # halvings of 0 … n
+        fill(points, head, c, last, 1 << exponent, best, starts)
     return best, starts
 
 

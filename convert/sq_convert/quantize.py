@@ -106,8 +106,7 @@ def _fit(
         else:
             table, indices, _ = cluster_rows(values, known, kept, k, threads, torch_device)
         return table if table_bits_of(recipe.method) == 16 else rounded(table), indices
-    weights = np.ascontiguousarray(np.broadcast_to(known.diagonal, values.shape))
-    table, indices, _ = cluster_rows(values, weights, kept, k, threads, torch_device)
+    table, indices, _ = cluster_rows(values, known.diagonal, kept, k, threads, torch_device)
     return refine_rows(values, known, kept, table, indices, threads, torch_device)[:2]
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .errors import first_line
+from .gpu import runs_triton
 from .refine import DAMPING, ROUNDING_DAMPING, SHRINKAGE
 from .table_torch import nearest, rounded, scale_of
 
@@ -91,17 +89,12 @@ def refine(
     return fit.table.T.contiguous(), indices.T.contiguous(), torch.stack(objectives, dim=1)
 
 
-@functools.cache
 def _steps(device_type: str) -> Steps:
     """On a GPU one kernel each: it takes longer to start the small operations here than to run them."""
-    if device_type == "cuda":
-        try:
-            from . import refine_triton
+    if runs_triton(device_type):
+        from . import refine_triton as kernels
 
-            refine_triton.check()
-            return Steps(refine_triton.round_block, refine_triton.descend_block)
-        except Exception as error:  # of Triton or of what it calls: it compiles, and with a C compiler too
-            warnings.warn(f"Without Triton fitting takes longer ({first_line(error)}).", stacklevel=2)
+        return Steps(kernels.round_block, kernels.descend_block)
     return Steps(round_block, descend_block)
 
 

@@ -18,13 +18,6 @@ ROWS = 32
 OPTIONS = {"num_warps": 1, "maxnreg": 255}  # programs are too few for a GPU to run out of registers
 
 
-def check() -> None:
-    """Raises what it is that Triton lacks here: an NVIDIA GPU, its driver, a C compiler, Python's headers."""
-    target = triton.runtime.driver.active.get_current_target()
-    if target.backend != "cuda":
-        raise RuntimeError(f"the kernels are for NVIDIA's GPUs, this one is for {target.backend}")
-
-
 def round_block(
     values: Tensor, feedback: Tensor, factor: Tensor, table: Tensor, kept: Tensor
 ) -> tuple[Tensor, Tensor]:
