@@ -125,6 +125,16 @@ def compare_levels() -> None:
         assert all(map(torch.equal, found, expected)), exponent
 
 
+def test_what_a_conversion_starts_can_be_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "bench")
+    from convert_gpu import counts
+
+    found = counts((32, 200))
+    assert found["refinement"].kernels == 4 * (3 + 3 * 4)  # blocks; roundings and descents of four sweeps
+    assert found["clustering"].kernels == 15 * 8  # numbers of clusters; halvings of 200 columns
+    assert found["factors of H"].operations < 50
+
+
 TYPES = {"kept": "*u1", "movable": "*u1"}  # of the kernels' arguments; others are f32, in clustering f64
 TYPES |= dict.fromkeys(("indices", "found", "last", "starts"), "*i64")
 TYPES |= dict.fromkeys(("stride", "k", "n", "n_rows", "width", "c", "step"), "i32")
