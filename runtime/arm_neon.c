@@ -91,8 +91,8 @@ static inline vu vu_srlv(vu v, vu shift) {
     return vshlq_u32(v, -vreinterpretq_s32_u32(shift));
 }
 
-static inline vf vf_gather(const float *x, const uint16_t *i) {
-    return (vf){x[i[0]], x[i[1]], x[i[2]], x[i[3]]};
+static inline v4 v4_load_f16(const uint16_t *p) {
+    return vf_load_f16(p);
 }
 /* The four floats at x + 4 i[0]. */
 static inline vf vf_gather4(const float *x, const uint16_t *i) {

@@ -118,7 +118,8 @@ static inline size_t sq_fixed_n_blocks(size_t n_in) {
 /* For activations in another order, and what simd_digits.h makes of them: three bytes each, in whole blocks.
  */
 static inline size_t sq_gemv_scratch_bytes(size_t n_in, uint32_t n_tokens) {
-    return n_tokens * (sq_pad(n_in) * sizeof(float) + (n_in / 512 + 1) * 512 * 3 + 256);
+    return (n_tokens + 3) / 4 * 4 * sq_pad(n_in) * sizeof(float) +
+           n_tokens * ((n_in / 512 + 1) * 512 * 3 + 256);
 }
 
 size_t sq_fixed_group_bytes(size_t n_in);

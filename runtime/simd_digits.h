@@ -32,11 +32,6 @@ typedef struct digits {
     _Alignas(64) int8_t bytes[][N_DIGITS][4 * BLOCK_DWORDS];
 } digits;
 
-/* Planes of a block, the fourth of 3 bits among them. */
-SQ_INLINE uint32_t n_planes_used(int bits) {
-    return bits == 3 ? 4 : 1;
-}
-
 /* Fields of a code in a byte. */
 SQ_INLINE uint32_t n_byte_fields(int bits) {
     return n_fields(bits) / 4;
@@ -182,7 +177,7 @@ SQ_INLINE dwords narrow_plane(int bits, const uint8_t *codes, uint32_t n_dwords,
 
 /* dot_tile (simd_matrix.h), of digits. */
 SQ_INLINE void digits_dot(int bits, const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens,
-                          vf *out) {
+                          kept_task *kept, vf *out) {
     const uint32_t n_planes = n_planes_of(bits), n_blocks = w->n_in / block_of(bits);
     const size_t token_bytes = in.packed_bytes,
                  vector_bytes = 4 * BLOCK_DWORDS * N_DIGITS * n_byte_fields(bits);
@@ -219,6 +214,9 @@ SQ_INLINE void digits_dot(int bits, const sq_matrix *w, operand in, uint32_t row
             if (bits == 3) {
                 digits_plane(bits, n_rows, n_tokens, tables, spare, bytes + 3 * vector_bytes + 4 * W * h,
                              token_bytes, sums);
+            }
+            for (uint32_t p = 0; p < n_planes_used(bits) && n_tokens == 1; p++) {
+                kept_step(kept);
             }
         }
         for (int r = 0; r < n_rows; r++) {
@@ -260,8 +258,8 @@ SQ_INLINE void digits_gemv(int bits, dot_tile *dot, const sq_matrix *w, const fl
 
 #define DIGITS_OF(bits)                                                                                      \
     SQ_INLINE void digits##bits##_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows,              \
-                                      int n_tokens, vf *sums) {                                              \
-        digits_dot(bits, w, in, row, n_rows, n_tokens, sums);                                                \
+                                      int n_tokens, kept_task *kept, vf *sums) {                             \
+        digits_dot(bits, w, in, row, n_rows, n_tokens, kept, sums);                                          \
     }                                                                                                        \
     static void digits##bits##_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens,       \
                                     float *y, size_t ldy, uint32_t row0, uint32_t row1, void *scratch) {     \

@@ -26,18 +26,26 @@ SQ_INLINE operand operand_from(operand in, uint32_t t) {
 
 /* sums[r · n_tokens + t] = Σ_i W[row + r, i] x[t · ldx + i] over the lanes, dense part, of sums that are
  * zero: a token's are added in the same order whichever others are beside it. n_rows <= GEMV_ROWS of one
- * token, or FEW_ROWS of n_tokens <= FEW_TOKENS. */
-typedef void dot_tile(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens, vf *sums);
+ * token, or FEW_ROWS of n_tokens <= FEW_TOKENS. Some of `kept` may be done meanwhile. */
+typedef void dot_tile(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens, kept_task *kept,
+                      vf *sums);
 
 SQ_INLINE void gemv_tile(dot_tile *dot, int n_rows, int n_tokens, const sq_matrix *w, operand in, float *y,
-                         size_t ldy, uint32_t row, uint32_t row1, kept_products *kept) {
+                         size_t ldy, uint32_t row, kept_products *kept) {
     vf sums[(TILE_SUMS + 3) / 4 * 4];
     for (int i = 0; i < (n_rows * n_tokens + 3) / 4 * 4; i++) {
         sums[i] = vf_zero();
     }
-    dot(w, in, row, n_rows, n_tokens, sums);
+    kept_task task = {0};
+    uint32_t begin = w->rows ? (uint32_t)w->rows[row] : 0,
+             end = w->rows ? (uint32_t)w->rows[row + n_rows] : 0;
+    if (n_tokens == 1 && end > kept->end && end - begin <= KEPT_PRODUCTS) {
+        task = kept_begin(kept, w, begin, end, in.x);
+    }
+    dot(w, in, row, n_rows, n_tokens, &task, sums);
+    kept_finish(&task);
     for (int r = 0; w->rows && r < n_rows; r++) {
-        kept_sum(kept, w, row + r, row1, in.x, in.ldx, n_tokens, sums + r * n_tokens);
+        kept_sum(kept, w, row + r, in.x, in.ldx, n_tokens, sums + r * n_tokens);
     }
     for (int i = 0; i < n_rows * n_tokens; i += 4) {
         v4 totals = vf_sums(sums + i);
@@ -50,10 +58,10 @@ SQ_INLINE void gemv_tile(dot_tile *dot, int n_rows, int n_tokens, const sq_matri
 SQ_INLINE void gemv_tokens(dot_tile *dot, int n_rows, int n_tokens, const sq_matrix *w, operand in, float *y,
                            size_t ldy, uint32_t row, uint32_t row1, kept_products *kept) {
     for (; row1 - row >= (uint32_t)n_rows; row += n_rows, y += n_rows) {
-        gemv_tile(dot, n_rows, n_tokens, w, in, y, ldy, row, row1, kept);
+        gemv_tile(dot, n_rows, n_tokens, w, in, y, ldy, row, kept);
     }
     for (; row < row1; row++, y++) {
-        gemv_tile(dot, 1, n_tokens, w, in, y, ldy, row, row1, kept);
+        gemv_tile(dot, 1, n_tokens, w, in, y, ldy, row, kept);
     }
 }
 
@@ -75,14 +83,14 @@ SQ_INLINE void gemv_four(dot_tile *dot, const sq_matrix *w, operand in, uint32_t
 /* Of several tokens some rows at a time, which come from memory once: they stay in the L1 or L2 cache. */
 enum { ROWS_AT_ONCE = 16 };
 
-/* scratch: kept_interleave's [n_tokens / 4, sq_pad(n_in), 4]. */
+/* scratch: kept_interleave's [⌈n_tokens / 4⌉, sq_pad(n_in), 4]. */
 SQ_INLINE void gemv(dot_tile *dot, const sq_matrix *w, operand in, uint32_t n_tokens, float *y, size_t ldy,
                     uint32_t row0, uint32_t row1, float *scratch) {
     const size_t four_floats = 4 * sq_pad(w->n_in);
     const uint32_t n_at_once = n_tokens == 1 ? row1 - row0 : ROWS_AT_ONCE;
-    const bool interleaved = w->rows && w->cols16;
-    for (uint32_t t = 0; interleaved && n_tokens - t >= 4; t += 4) {
-        kept_interleave(in.x + t * in.ldx, in.ldx, w->n_in, scratch + t / 4 * four_floats);
+    const bool interleaves = w->rows && w->cols16;
+    for (uint32_t t = 0; interleaves && n_tokens - t >= 2; t += n_tokens - t < 4 ? n_tokens - t : 4) {
+        kept_interleave(in.x + t * in.ldx, in.ldx, n_tokens - t, w->n_in, scratch + t / 4 * four_floats);
     }
     for (uint32_t row = row0, last; row < row1; row = last) {
         last = row1 - row < n_at_once ? row1 : row + n_at_once;
@@ -92,7 +100,7 @@ SQ_INLINE void gemv(dot_tile *dot, const sq_matrix *w, operand in, uint32_t n_to
             for (uint32_t i = 0; i < n; i++) {
                 kept[i].begin = kept[i].end = 0;
             }
-            if (interleaved && n == 4) {
+            if (interleaves && n > 1) {
                 kept_fill4(kept, w, (uint32_t)w->rows[row], (uint32_t)w->rows[last],
                            scratch + t / 4 * four_floats);
             }
@@ -101,22 +109,31 @@ SQ_INLINE void gemv(dot_tile *dot, const sq_matrix *w, operand in, uint32_t n_to
     }
 }
 
-SQ_INLINE void lut2_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens, vf *sums) {
-    lut_dot(2, w, in.x, in.ldx, row, n_rows, n_tokens, sums);
+SQ_INLINE void lut2_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens,
+                        kept_task *kept, vf *sums) {
+    lut_dot(2, w, in.x, in.ldx, row, n_rows, n_tokens, kept, sums);
 }
-SQ_INLINE void lut3_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens, vf *sums) {
-    lut_dot(3, w, in.x, in.ldx, row, n_rows, n_tokens, sums);
+SQ_INLINE void lut3_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens,
+                        kept_task *kept, vf *sums) {
+    lut_dot(3, w, in.x, in.ldx, row, n_rows, n_tokens, kept, sums);
 }
-SQ_INLINE void lut4_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens, vf *sums) {
-    lut_dot(4, w, in.x, in.ldx, row, n_rows, n_tokens, sums);
+SQ_INLINE void lut4_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens,
+                        kept_task *kept, vf *sums) {
+    lut_dot(4, w, in.x, in.ldx, row, n_rows, n_tokens, kept, sums);
 }
-SQ_INLINE void f32_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens, vf *sums) {
+SQ_INLINE void f32_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens,
+                       kept_task *kept, vf *sums) {
+    (void)kept;
     dense_dot(f32_load, f32_load_n, 4, w, in.x, in.ldx, row, n_rows, n_tokens, sums);
 }
-SQ_INLINE void f16_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens, vf *sums) {
+SQ_INLINE void f16_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens,
+                       kept_task *kept, vf *sums) {
+    (void)kept;
     dense_dot(f16_load, f16_load_n, 2, w, in.x, in.ldx, row, n_rows, n_tokens, sums);
 }
-SQ_INLINE void q8_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens, vf *sums) {
+SQ_INLINE void q8_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens, kept_task *kept,
+                      vf *sums) {
+    (void)kept;
     q8_0_dot(w, in.x, in.ldx, row, n_rows, n_tokens, sums);
 }
 

@@ -10,7 +10,8 @@
  *   vf_load_n vf_store_n  the first n lanes alone, n <= W; the others are zero, memory past n untouched
  *   vf_load_f16 vf_load_f16_n vf_load_i8      widened from W elements
  *   vf_set1_f16           one f16 in all lanes
- *   vf_gather f16_to_f32  x[index] for W indices; one f16
+ *   v4_load_f16           widened from four f16
+ *   f16_to_f32            one f16
  *   vf_gather4            the four floats at x + 4 index[0], x + 4 index[4], …: W in all
  *   vf_transpose4         of four vectors, each four lanes as a square of their own
  *   vu_load vu_iota vu_srlv                   W dwords; 0, 1, 2 …; shift right lane by lane
@@ -62,32 +63,60 @@ SQ_INLINE void prefetch(prefetcher *p, size_t n_bytes) {
 /* ---- kept weights: docs/FORMAT.md 2 ----------------------------------------------------------- */
 
 /* A row keeps few weights, a varying number: too few to fill vectors, and a loop over them would be
- * mispredicted. So their products with x are made for a stretch of rows at once, and a row adds its
- * slice, product k of a row always in lane k mod W. */
-enum { KEPT_PRODUCTS = 512 };
+ * mispredicted. So their products with x are made for the rows of a tile at once, and a row adds its slice,
+ * product k of a row always in lane k mod W. The dense part makes four whenever it has read a plane: the
+ * loads of x, which often miss the L1 cache, then wait beside it and not before it. */
+enum { KEPT_PRODUCTS = 1024, KEPT_AHEAD = 512 };
 
 typedef struct kept_products {
     uint32_t begin, end; /* of the matrix's kept weights */
     float products[KEPT_PRODUCTS];
 } kept_products;
 
-static void kept_fill(kept_products *kept, const sq_matrix *w, uint32_t begin, uint32_t end, const float *x) {
-    kept->begin = begin;
-    kept->end = end - begin < KEPT_PRODUCTS ? end : begin + KEPT_PRODUCTS;
-    uint32_t k = begin;
-    for (; w->cols16 && kept->end - k >= W; k += W) {
-        vf_store(kept->products + (k - begin), vf_load_f16(w->vals + k) * vf_gather(x, w->cols16 + k));
-    }
-    for (; k < kept->end; k++) {
+/* Products of one token that are being made, four at a time. */
+typedef struct kept_task {
+    const uint16_t *columns, *stop, *values;
+    float *products;
+    const float *x;
+} kept_task;
+
+/* Past the end of a tile are kept weights of the next rows, past the end of the matrix are none. */
+static __attribute__((noinline)) kept_task kept_begin(kept_products *kept, const sq_matrix *w, uint32_t begin,
+                                                      uint32_t end, const float *x) {
+    uint32_t n = w->cols16 ? (end - begin + 3) / 4 * 4 : 0;
+    n -= begin + n > w->n_sparse ? 4 : 0;
+    for (uint32_t k = begin + n; k < end; k++) {
         kept->products[k - begin] = f16_to_f32(w->vals[k]) * x[sq_column(w, k)];
     }
-    for (; k < kept->end + KEPT_PRODUCTS; k += 64 / sizeof *w->vals) {
+    for (uint32_t k = begin + KEPT_AHEAD; k < end + KEPT_AHEAD; k += 64 / sizeof *w->vals) {
         __builtin_prefetch(w->vals + k);
         __builtin_prefetch(w->cols16 ? (const void *)(w->cols16 + k) : w->cols32 + k);
     }
+    kept->begin = begin;
+    kept->end = end;
+    const uint16_t *columns = n ? w->cols16 + begin : NULL;
+    return (kept_task){columns, columns + n, w->vals + begin, kept->products, x};
 }
 
-/* The same of four tokens at once, whose activations lie input by input, unless the products are too many. */
+SQ_INLINE void kept_step(kept_task *task) {
+    if (task->columns < task->stop) {
+        const uint16_t *c = task->columns;
+        const float *x = task->x;
+        v4 products = v4_load_f16(task->values) * (v4){x[c[0]], x[c[1]], x[c[2]], x[c[3]]};
+        memcpy(task->products, &products, sizeof products);
+        task->columns += 4;
+        task->values += 4;
+        task->products += 4;
+    }
+}
+
+SQ_INLINE void kept_finish(kept_task *task) {
+    while (task->columns < task->stop) {
+        kept_step(task);
+    }
+}
+
+/* The same of several tokens at once, whose activations lie input by input, unless there are too many. */
 static void kept_fill4(kept_products *kept, const sq_matrix *w, uint32_t begin, uint32_t end,
                        const float *x4) {
     if (end - begin > KEPT_PRODUCTS) {
@@ -116,12 +145,12 @@ static void kept_fill4(kept_products *kept, const sq_matrix *w, uint32_t begin, 
     }
 }
 
-/* x4[i] = activation i of four tokens. */
-static void kept_interleave(const float *x, size_t ldx, uint32_t n_in, float *x4) {
+/* x4[i] = activation i of at most four tokens. */
+static void kept_interleave(const float *x, size_t ldx, uint32_t n_tokens, uint32_t n_in, float *x4) {
     for (size_t i = 0; i < sq_pad(n_in); i += W) {
         vf four[4];
         for (int t = 0; t < 4; t++) {
-            four[t] = vf_load(x + t * ldx + i);
+            four[t] = t < (int)n_tokens ? vf_load(x + t * ldx + i) : vf_zero();
         }
         vf_transpose4(four);
         for (int j = 0; j < W; j++) {
@@ -130,14 +159,15 @@ static void kept_interleave(const float *x, size_t ldx, uint32_t n_in, float *x4
     }
 }
 
-/* The products k … end-1 of one row; `limit` ends the rows that this call is about. */
+/* The sum of the products k … end-1 of one row, a stretch at a time. */
 static __attribute__((noinline)) vf kept_sum_any(kept_products *kept, const sq_matrix *w, uint32_t k,
-                                                 uint32_t end, uint32_t limit, const float *x) {
+                                                 uint32_t end, const float *x) {
     vf sum = vf_zero();
     for (; k < end; k += W) {
         uint32_t n = end - k < W ? end - k : W;
-        if (k + n > kept->end) {
-            kept_fill(kept, w, k, limit, x);
+        if (k < kept->begin || k + n > kept->end) {
+            kept_task task = kept_begin(kept, w, k, end - k < KEPT_PRODUCTS ? end : k + KEPT_PRODUCTS, x);
+            kept_finish(&task);
         }
         sum += vf_load_n(kept->products + (k - kept->begin), n);
     }
@@ -145,16 +175,16 @@ static __attribute__((noinline)) vf kept_sum_any(kept_products *kept, const sq_m
 }
 
 /* Adds them to the sums of the row, of each token; mostly the products are ready and fit into a vector. */
-SQ_INLINE void kept_sum(kept_products *kept, const sq_matrix *w, uint32_t row, uint32_t row1, const float *x,
-                        size_t ldx, int n_tokens, vf *sums) {
+SQ_INLINE void kept_sum(kept_products *kept, const sq_matrix *w, uint32_t row, const float *x, size_t ldx,
+                        int n_tokens, vf *sums) {
     uint32_t k = (uint32_t)w->rows[row], end = (uint32_t)w->rows[row + 1];
-    if (end - k <= W && end <= kept->end) {
+    if (end - k <= W && k >= kept->begin && end <= kept->end) {
         for (int t = 0; t < n_tokens; t++) {
             sums[t] += vf_load_n(kept[t].products + (k - kept->begin), end - k);
         }
     } else {
         for (int t = 0; t < n_tokens; t++) {
-            sums[t] += kept_sum_any(&kept[t], w, k, end, (uint32_t)w->rows[row1], x + t * ldx);
+            sums[t] += kept_sum_any(&kept[t], w, k, end, x + t * ldx);
         }
     }
 }
@@ -184,6 +214,10 @@ SQ_INLINE uint32_t n_per_dword(int bits) {
 }
 SQ_INLINE uint32_t n_planes_of(int bits) {
     return bits == 3 ? 3 : 1;
+}
+/* Planes of a block, the fourth of 3 bits among them. */
+SQ_INLINE uint32_t n_planes_used(int bits) {
+    return bits == 3 ? 4 : 1;
 }
 SQ_INLINE uint32_t block_of(int bits) {
     return BLOCK_DWORDS * n_per_dword(bits);
@@ -282,7 +316,7 @@ SQ_INLINE lut_table lut_of(int bits, const sq_matrix *w, uint32_t row) {
 
 /* dot_tile, below. */
 SQ_INLINE void lut_dot(int bits, const sq_matrix *w, const float *x, size_t ldx, uint32_t row, int n_rows,
-                       int n_tokens, vf *sums) {
+                       int n_tokens, kept_task *kept, vf *sums) {
     const uint32_t n_planes = n_planes_of(bits), block = block_of(bits);
     const uint8_t *codes[GEMV_ROWS];
     prefetcher ahead = prefetcher_of(w, row, n_rows, n_tokens);
@@ -308,6 +342,9 @@ SQ_INLINE void lut_dot(int bits, const sq_matrix *w, const float *x, size_t ldx,
             }
             if (bits == 3) {
                 plane_dot(bits, n_rows, n_tokens, tables, spare, x + 384 + W * h, ldx, partial);
+            }
+            for (uint32_t p = 0; p < n_planes_used(bits) && n_tokens == 1; p++) {
+                kept_step(kept);
             }
         }
         for (int r = 0; r < n_rows; r++) {

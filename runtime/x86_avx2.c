@@ -96,8 +96,8 @@ static inline vu vu_load_n(const void *p, uint32_t n) {
     return (vu)_mm256_maskload_epi32(p, mask_of(n));
 }
 /* Single loads: fewer micro-operations than the gather instruction has. */
-static inline vf vf_gather(const float *x, const uint16_t *i) {
-    return (vf){x[i[0]], x[i[1]], x[i[2]], x[i[3]], x[i[4]], x[i[5]], x[i[6]], x[i[7]]};
+static inline v4 v4_load_f16(const uint16_t *p) {
+    return _mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)p));
 }
 /* The four floats at x + 4 i[0] and x + 4 i[4]. */
 static inline vf vf_gather4(const float *x, const uint16_t *i) {

@@ -82,10 +82,8 @@ static inline vu vu_srlv(vu v, vu shift) {
     return (vu)_mm512_srlv_epi32((__m512i)v, (__m512i)shift);
 }
 
-/* Single loads: fewer micro-operations than the gather instruction has. */
-static inline vf vf_gather(const float *x, const uint16_t *i) {
-    return (vf){x[i[0]], x[i[1]], x[i[2]],  x[i[3]],  x[i[4]],  x[i[5]],  x[i[6]],  x[i[7]],
-                x[i[8]], x[i[9]], x[i[10]], x[i[11]], x[i[12]], x[i[13]], x[i[14]], x[i[15]]};
+static inline v4 v4_load_f16(const uint16_t *p) {
+    return _mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)p));
 }
 /* The four floats at x + 4 i[0], x + 4 i[4], … */
 static inline vf vf_gather4(const float *x, const uint16_t *i) {

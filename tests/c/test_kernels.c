@@ -123,10 +123,10 @@ static void fill_plain(example *e, uint32_t row) {
     }
 }
 
-/* Rows keep 0, 3, 17 and 40 weights by turns, the last column among them. */
+/* Rows keep 0, 3, 17 and 40 weights by turns, wide rows 1500 for 40, the last column among them. */
 static void fill_sparse(example *e) {
-    static const uint32_t counts[] = {0, 3, 17, 40};
     sq_matrix *m = &e->m;
+    const uint32_t counts[] = {0, 3, 17, m->n_in < 2048 ? 40 : 1500};
     int32_t n = 0;
     e->rows = guard_alloc(4 * (size_t)(m->n_out + 1));
     for (uint32_t r = 0; r < m->n_out; r++) {
