@@ -181,7 +181,8 @@ SQ_INLINE void digits_dot(int bits, const sq_matrix *w, operand in, uint32_t row
     const uint32_t n_planes = n_planes_of(bits), n_blocks = w->n_in / block_of(bits);
     const size_t token_bytes = in.packed_bytes,
                  vector_bytes = 4 * BLOCK_DWORDS * N_DIGITS * n_byte_fields(bits);
-    const uint8_t *codes[GEMV_ROWS];
+    const uint8_t *codes = w->data + row * w->row_bytes;
+    const size_t stride = w->row_bytes;
     const digits *tokens[FEW_TOKENS];
     prefetcher ahead = prefetcher_of(w, row, n_rows, n_tokens);
     bytes_table tables[GEMV_ROWS];
@@ -190,7 +191,6 @@ SQ_INLINE void digits_dot(int bits, const sq_matrix *w, operand in, uint32_t row
         tokens[t] = (const digits *)(in.packed + t * token_bytes);
     }
     for (int r = 0; r < n_rows; r++) {
-        codes[r] = w->data + (row + r) * w->row_bytes;
         tables[r] = bytes_load(bits, w->lut8 + ((size_t)(row + r) << bits));
     }
     for (int i = 0; i < n_rows * n_tokens; i++) {
@@ -204,7 +204,7 @@ SQ_INLINE void digits_dot(int bits, const sq_matrix *w, operand in, uint32_t row
             vu plane[GEMV_ROWS], spare[GEMV_ROWS];
             for (uint32_t p = 0; p < n_planes; p++) {
                 for (int r = 0; r < n_rows; r++) {
-                    plane[r] = vu_load(codes[r] + 64 * p + 4 * W * h);
+                    plane[r] = vu_load(codes + r * stride + 64 * p + 4 * W * h);
                     prefetch(&ahead, 4 * W);
                     spare[r] = p ? spare[r] | spare_bits(plane[r], p) : spare_bits(plane[r], p);
                 }
@@ -219,9 +219,7 @@ SQ_INLINE void digits_dot(int bits, const sq_matrix *w, operand in, uint32_t row
                 kept_step(kept);
             }
         }
-        for (int r = 0; r < n_rows; r++) {
-            codes[r] += 64 * n_planes;
-        }
+        codes += 64 * n_planes;
         bytes += n_planes_used(bits) * vector_bytes;
     }
     uint32_t left = w->n_in % block_of(bits);
@@ -231,7 +229,7 @@ SQ_INLINE void digits_dot(int bits, const sq_matrix *w, operand in, uint32_t row
         dwords planes[GEMV_ROWS];
         for (uint32_t p = 0; p < (together ? 1 : n_planes_used(bits)); p++, bytes += vector_bytes) {
             for (int r = 0; r < n_rows; r++) {
-                planes[r] = narrow_plane(bits, codes[r], n_dwords, p, together);
+                planes[r] = narrow_plane(bits, codes + r * stride, n_dwords, p, together);
                 prefetch(&ahead, 4 * n_planes * n_dwords);
             }
             for (int h = 0; h < BLOCK_DWORDS / W; h++) {
@@ -246,14 +244,14 @@ SQ_INLINE void digits_dot(int bits, const sq_matrix *w, operand in, uint32_t row
     digits_finish(w, tokens, row, n_rows, n_tokens, sums, out);
 }
 
-SQ_INLINE void digits_gemv(int bits, dot_tile *dot, const sq_matrix *w, const float *x, size_t ldx,
+SQ_INLINE void digits_gemv(int bits, const row_gemvs *gemvs, const sq_matrix *w, const float *x, size_t ldx,
                            uint32_t n_tokens, float *y, size_t ldy, uint32_t row0, uint32_t row1,
                            void *scratch) {
     operand in = {x, ldx, scratch, digits_bytes(w->n_in)};
     for (uint32_t t = 0; t < n_tokens; t++) {
         digits_pack(bits, x + t * ldx, w->n_in, (digits *)(in.packed + t * in.packed_bytes));
     }
-    gemv(dot, w, in, n_tokens, y, ldy, row0, row1, (float *)(in.packed + n_tokens * in.packed_bytes));
+    gemv(gemvs, w, in, n_tokens, y, ldy, row0, row1, (float *)(in.packed + n_tokens * in.packed_bytes));
 }
 
 #define DIGITS_OF(bits)                                                                                      \
@@ -261,10 +259,11 @@ SQ_INLINE void digits_gemv(int bits, dot_tile *dot, const sq_matrix *w, const fl
                                       int n_tokens, kept_task *kept, vf *sums) {                             \
         digits_dot(bits, w, in, row, n_rows, n_tokens, kept, sums);                                          \
     }                                                                                                        \
+    ROW_GEMVS(digits##bits)                                                                                  \
     static void digits##bits##_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens,       \
                                     float *y, size_t ldy, uint32_t row0, uint32_t row1, void *scratch) {     \
         if (w->lut8) {                                                                                       \
-            digits_gemv(bits, digits##bits##_dot, w, x, ldx, n_tokens, y, ldy, row0, row1, scratch);         \
+            digits_gemv(bits, &digits##bits##_rows, w, x, ldx, n_tokens, y, ldy, row0, row1, scratch);       \
         } else {                                                                                             \
             lut##bits##_gemv(w, x, ldx, n_tokens, y, ldy, row0, row1, scratch);                              \
         }                                                                                                    \

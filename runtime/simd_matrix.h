@@ -31,19 +31,22 @@ typedef void dot_tile(const sq_matrix *w, operand in, uint32_t row, int n_rows, 
                       vf *sums);
 
 SQ_INLINE void gemv_tile(dot_tile *dot, int n_rows, int n_tokens, const sq_matrix *w, operand in, float *y,
-                         size_t ldy, uint32_t row, kept_products *kept) {
+                         size_t ldy, uint32_t row, uint32_t row1, kept_products *kept) {
     vf sums[(TILE_SUMS + 3) / 4 * 4];
     for (int i = 0; i < (n_rows * n_tokens + 3) / 4 * 4; i++) {
         sums[i] = vf_zero();
     }
     kept_task task = {0};
-    uint32_t begin = w->rows ? (uint32_t)w->rows[row] : 0,
-             end = w->rows ? (uint32_t)w->rows[row + n_rows] : 0;
-    if (n_tokens == 1 && end > kept->end && end - begin <= KEPT_PRODUCTS) {
-        task = kept_begin(kept, w, begin, end, in.x);
+    if (w->rows && n_tokens == 1) {
+        if ((uint32_t)w->rows[row + n_rows] > kept->end) {
+            kept_begin(kept, w, (uint32_t)w->rows[row], (uint32_t)w->rows[row1], in.x);
+        }
+        task = kept_continue(kept, w, in.x);
     }
     dot(w, in, row, n_rows, n_tokens, &task, sums);
-    kept_finish(&task);
+    if (w->rows && n_tokens == 1) {
+        kept_make(kept, &task, (uint32_t)w->rows[row + n_rows] - kept->begin);
+    }
     for (int r = 0; w->rows && r < n_rows; r++) {
         kept_sum(kept, w, row + r, in.x, in.ldx, n_tokens, sums + r * n_tokens);
     }
@@ -58,25 +61,46 @@ SQ_INLINE void gemv_tile(dot_tile *dot, int n_rows, int n_tokens, const sq_matri
 SQ_INLINE void gemv_tokens(dot_tile *dot, int n_rows, int n_tokens, const sq_matrix *w, operand in, float *y,
                            size_t ldy, uint32_t row, uint32_t row1, kept_products *kept) {
     for (; row1 - row >= (uint32_t)n_rows; row += n_rows, y += n_rows) {
-        gemv_tile(dot, n_rows, n_tokens, w, in, y, ldy, row, kept);
+        gemv_tile(dot, n_rows, n_tokens, w, in, y, ldy, row, row1, kept);
     }
     for (; row < row1; row++, y++) {
-        gemv_tile(dot, 1, n_tokens, w, in, y, ldy, row, kept);
+        gemv_tile(dot, 1, n_tokens, w, in, y, ldy, row, row1, kept);
     }
 }
 
+/* Products of the rows row … row1-1 with 1, 2 and FEW_TOKENS tokens. */
+typedef void rows_gemv(const sq_matrix *w, operand in, float *y, size_t ldy, uint32_t row, uint32_t row1,
+                       kept_products *kept);
+
+typedef struct row_gemvs {
+    rows_gemv *one, *two, *few;
+} row_gemvs;
+
+/* Functions of their own: as parts of a larger one they run out of registers. */
+#define ROWS_GEMV(name, kind, n_rows, n_tokens)                                                              \
+    static __attribute__((noinline)) void name##_rows_##kind(const sq_matrix *w, operand in, float *y,       \
+                                                             size_t ldy, uint32_t row, uint32_t row1,        \
+                                                             kept_products *kept) {                          \
+        gemv_tokens(name##_dot, n_rows, n_tokens, w, in, y, ldy, row, row1, kept);                           \
+    }
+#define ROW_GEMVS(name)                                                                                      \
+    ROWS_GEMV(name, one, GEMV_ROWS, 1)                                                                       \
+    ROWS_GEMV(name, two, FEW_ROWS, 2)                                                                        \
+    ROWS_GEMV(name, few, FEW_ROWS, FEW_TOKENS)                                                               \
+    static const row_gemvs name##_rows = {name##_rows_one, name##_rows_two, name##_rows_few};
+
 /* Of at most four tokens. */
-SQ_INLINE void gemv_four(dot_tile *dot, const sq_matrix *w, operand in, uint32_t n_tokens, float *y,
-                         size_t ldy, uint32_t row, uint32_t row1, kept_products *kept) {
+static void gemv_four(const row_gemvs *gemvs, const sq_matrix *w, operand in, uint32_t n_tokens, float *y,
+                      size_t ldy, uint32_t row, uint32_t row1, kept_products *kept) {
     uint32_t t = 0;
     for (; n_tokens - t >= FEW_TOKENS; t += FEW_TOKENS) {
-        gemv_tokens(dot, FEW_ROWS, FEW_TOKENS, w, operand_from(in, t), y + t * ldy, ldy, row, row1, kept + t);
+        gemvs->few(w, operand_from(in, t), y + t * ldy, ldy, row, row1, kept + t);
     }
     for (; n_tokens - t >= 2; t += 2) {
-        gemv_tokens(dot, FEW_ROWS, 2, w, operand_from(in, t), y + t * ldy, ldy, row, row1, kept + t);
+        gemvs->two(w, operand_from(in, t), y + t * ldy, ldy, row, row1, kept + t);
     }
     if (t < n_tokens) {
-        gemv_tokens(dot, GEMV_ROWS, 1, w, operand_from(in, t), y + t * ldy, ldy, row, row1, kept + t);
+        gemvs->one(w, operand_from(in, t), y + t * ldy, ldy, row, row1, kept + t);
     }
 }
 
@@ -84,8 +108,8 @@ SQ_INLINE void gemv_four(dot_tile *dot, const sq_matrix *w, operand in, uint32_t
 enum { ROWS_AT_ONCE = 16 };
 
 /* scratch: kept_interleave's [⌈n_tokens / 4⌉, sq_pad(n_in), 4]. */
-SQ_INLINE void gemv(dot_tile *dot, const sq_matrix *w, operand in, uint32_t n_tokens, float *y, size_t ldy,
-                    uint32_t row0, uint32_t row1, float *scratch) {
+static void gemv(const row_gemvs *gemvs, const sq_matrix *w, operand in, uint32_t n_tokens, float *y,
+                 size_t ldy, uint32_t row0, uint32_t row1, float *scratch) {
     const size_t four_floats = 4 * sq_pad(w->n_in);
     const uint32_t n_at_once = n_tokens == 1 ? row1 - row0 : ROWS_AT_ONCE;
     const bool interleaves = w->rows && w->cols16;
@@ -98,13 +122,13 @@ SQ_INLINE void gemv(dot_tile *dot, const sq_matrix *w, operand in, uint32_t n_to
             uint32_t n = n_tokens - t < 4 ? n_tokens - t : 4;
             kept_products kept[4];
             for (uint32_t i = 0; i < n; i++) {
-                kept[i].begin = kept[i].end = 0;
+                kept[i].begin = kept[i].end = kept[i].n_made = kept[i].stop = 0;
             }
             if (interleaves && n > 1) {
                 kept_fill4(kept, w, (uint32_t)w->rows[row], (uint32_t)w->rows[last],
                            scratch + t / 4 * four_floats);
             }
-            gemv_four(dot, w, operand_from(in, t), n, y + t * ldy + (row - row0), ldy, row, last, kept);
+            gemv_four(gemvs, w, operand_from(in, t), n, y + t * ldy + (row - row0), ldy, row, last, kept);
         }
     }
 }
@@ -137,29 +161,35 @@ SQ_INLINE void q8_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows, 
     q8_0_dot(w, in.x, in.ldx, row, n_rows, n_tokens, sums);
 }
 
+ROW_GEMVS(lut2)
 static void lut2_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
                       uint32_t row0, uint32_t row1, void *scratch) {
-    gemv(lut2_dot, w, (operand){x, ldx, scratch, 0}, n_tokens, y, ldy, row0, row1, scratch);
+    gemv(&lut2_rows, w, (operand){x, ldx, scratch, 0}, n_tokens, y, ldy, row0, row1, scratch);
 }
+ROW_GEMVS(lut3)
 static void lut3_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
                       uint32_t row0, uint32_t row1, void *scratch) {
-    gemv(lut3_dot, w, (operand){x, ldx, scratch, 0}, n_tokens, y, ldy, row0, row1, scratch);
+    gemv(&lut3_rows, w, (operand){x, ldx, scratch, 0}, n_tokens, y, ldy, row0, row1, scratch);
 }
+ROW_GEMVS(lut4)
 static void lut4_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
                       uint32_t row0, uint32_t row1, void *scratch) {
-    gemv(lut4_dot, w, (operand){x, ldx, scratch, 0}, n_tokens, y, ldy, row0, row1, scratch);
+    gemv(&lut4_rows, w, (operand){x, ldx, scratch, 0}, n_tokens, y, ldy, row0, row1, scratch);
 }
+ROW_GEMVS(f32)
 static void f32_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
                      uint32_t row0, uint32_t row1, void *scratch) {
-    gemv(f32_dot, w, (operand){x, ldx, scratch, 0}, n_tokens, y, ldy, row0, row1, scratch);
+    gemv(&f32_rows, w, (operand){x, ldx, scratch, 0}, n_tokens, y, ldy, row0, row1, scratch);
 }
+ROW_GEMVS(f16)
 static void f16_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
                      uint32_t row0, uint32_t row1, void *scratch) {
-    gemv(f16_dot, w, (operand){x, ldx, scratch, 0}, n_tokens, y, ldy, row0, row1, scratch);
+    gemv(&f16_rows, w, (operand){x, ldx, scratch, 0}, n_tokens, y, ldy, row0, row1, scratch);
 }
+ROW_GEMVS(q8)
 static void q8_0_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
                       uint32_t row0, uint32_t row1, void *scratch) {
-    gemv(q8_dot, w, (operand){x, ldx, scratch, 0}, n_tokens, y, ldy, row0, row1, scratch);
+    gemv(&q8_rows, w, (operand){x, ldx, scratch, 0}, n_tokens, y, ldy, row0, row1, scratch);
 }
 
 static void lut2_expand_row(const sq_matrix *w, uint32_t row, float *out) {

@@ -63,57 +63,66 @@ SQ_INLINE void prefetch(prefetcher *p, size_t n_bytes) {
 /* ---- kept weights: docs/FORMAT.md 2 ----------------------------------------------------------- */
 
 /* A row keeps few weights, a varying number: too few to fill vectors, and a loop over them would be
- * mispredicted. So their products with x are made for the rows of a tile at once, and a row adds its slice,
- * product k of a row always in lane k mod W. The dense part makes four whenever it has read a plane: the
- * loads of x, which often miss the L1 cache, then wait beside it and not before it. */
-enum { KEPT_PRODUCTS = 1024, KEPT_AHEAD = 512 };
+ * mispredicted. So their products with x are made for a stretch of rows, and a row adds its slice, product k
+ * of a row always in lane k mod W. The dense part makes four whenever it has read a plane, of its own rows or
+ * of later ones: the loads of x, which often miss the L1 cache, then wait beside it and not before it. */
+enum { KEPT_PRODUCTS = 1024, KEPT_AHEAD = 256 };
 
 typedef struct kept_products {
-    uint32_t begin, end; /* of the matrix's kept weights */
+    uint32_t begin, end;   /* of the matrix's kept weights */
+    uint32_t n_made, stop; /* of them; made until there are `stop` */
     float products[KEPT_PRODUCTS];
 } kept_products;
 
-/* Products of one token that are being made, four at a time. */
+/* What is still to be made while columns < stop. */
 typedef struct kept_task {
     const uint16_t *columns, *stop, *values;
     float *products;
     const float *x;
 } kept_task;
 
-/* Past the end of a tile are kept weights of the next rows, past the end of the matrix are none. */
-static __attribute__((noinline)) kept_task kept_begin(kept_products *kept, const sq_matrix *w, uint32_t begin,
-                                                      uint32_t end, const float *x) {
-    uint32_t n = w->cols16 ? (end - begin + 3) / 4 * 4 : 0;
-    n -= begin + n > w->n_sparse ? 4 : 0;
-    for (uint32_t k = begin + n; k < end; k++) {
+/* Fours end past the stretch, at kept weights of the next rows; past the end of the matrix there are none. */
+static __attribute__((noinline)) void kept_begin(kept_products *kept, const sq_matrix *w, uint32_t begin,
+                                                 uint32_t end, const float *x) {
+    end = end - begin < KEPT_PRODUCTS ? end : begin + KEPT_PRODUCTS;
+    uint32_t stop = w->cols16 ? (end - begin + 3) / 4 * 4 : 0;
+    stop -= begin + stop > w->n_sparse ? 4 : 0;
+    for (uint32_t k = begin + stop; k < end; k++) {
         kept->products[k - begin] = f16_to_f32(w->vals[k]) * x[sq_column(w, k)];
-    }
-    for (uint32_t k = begin + KEPT_AHEAD; k < end + KEPT_AHEAD; k += 64 / sizeof *w->vals) {
-        __builtin_prefetch(w->vals + k);
-        __builtin_prefetch(w->cols16 ? (const void *)(w->cols16 + k) : w->cols32 + k);
     }
     kept->begin = begin;
     kept->end = end;
-    const uint16_t *columns = n ? w->cols16 + begin : NULL;
-    return (kept_task){columns, columns + n, w->vals + begin, kept->products, x};
+    kept->n_made = 0;
+    kept->stop = stop;
+}
+
+SQ_INLINE kept_task kept_continue(kept_products *kept, const sq_matrix *w, const float *x) {
+    uint32_t k = kept->begin + kept->n_made;
+    const uint16_t *columns = w->cols16 + k;
+    return (kept_task){columns, columns + (kept->stop - kept->n_made), w->vals + k,
+                       kept->products + kept->n_made, x};
 }
 
 SQ_INLINE void kept_step(kept_task *task) {
-    if (task->columns < task->stop) {
+    if (__builtin_expect(task->columns < task->stop, 0)) {
         const uint16_t *c = task->columns;
         const float *x = task->x;
         v4 products = v4_load_f16(task->values) * (v4){x[c[0]], x[c[1]], x[c[2]], x[c[3]]};
         memcpy(task->products, &products, sizeof products);
+        __builtin_prefetch(c + KEPT_AHEAD);
+        __builtin_prefetch(task->values + KEPT_AHEAD);
         task->columns += 4;
         task->values += 4;
         task->products += 4;
     }
 }
 
-SQ_INLINE void kept_finish(kept_task *task) {
-    while (task->columns < task->stop) {
+/* At least the first n of the stretch. */
+SQ_INLINE void kept_make(kept_products *kept, kept_task *task, uint32_t n) {
+    while (task->products < kept->products + n && task->columns < task->stop) {
         kept_step(task);
     }
+    kept->n_made = (uint32_t)(task->products - kept->products);
 }
 
 /* The same of several tokens at once, whose activations lie input by input, unless there are too many. */
@@ -166,8 +175,9 @@ static __attribute__((noinline)) vf kept_sum_any(kept_products *kept, const sq_m
     for (; k < end; k += W) {
         uint32_t n = end - k < W ? end - k : W;
         if (k < kept->begin || k + n > kept->end) {
-            kept_task task = kept_begin(kept, w, k, end - k < KEPT_PRODUCTS ? end : k + KEPT_PRODUCTS, x);
-            kept_finish(&task);
+            kept_begin(kept, w, k, end, x);
+            kept_task task = kept_continue(kept, w, x);
+            kept_make(kept, &task, KEPT_PRODUCTS);
         }
         sum += vf_load_n(kept->products + (k - kept->begin), n);
     }
