@@ -101,20 +101,35 @@ SQ_INLINE void fixed_tile(dot_pairs *dot, const int16_t *weights, size_t ldw, co
     }
 }
 
-/* y[t · ldy + r] = sums[r][t] */
+/* Asks for where fixed_store is going to write, while the sums are made. */
+static void fixed_ask(uint32_t n_rows, uint32_t n_tokens, float *y, size_t ldy) {
+    for (uint32_t t = 0; t < n_tokens; t++) {
+        for (uint32_t r = 0; r < n_rows; r += 64 / sizeof *y) {
+            __builtin_prefetch(&y[t * ldy + r], 1);
+        }
+    }
+}
+
+/* y[t · ldy + r] = sums[r][t]; a token's rows one after another, as those of many tokens often fall into the
+ * same few places of the L1 cache. */
 static void fixed_store(float (*sums)[FIXED_TILE_VECTORS * W], uint32_t n_rows, uint32_t n_tokens, float *y,
                         size_t ldy) {
-    for (uint32_t r = 0; r < n_rows; r += 4) {
-        uint32_t rows = n_rows - r < 4 ? n_rows - r : 4;
-        for (uint32_t t = 0; t < n_tokens; t += 4) {
-            uint32_t tokens = n_tokens - t < 4 ? n_tokens - t : 4;
+    for (uint32_t t = 0; t < n_tokens; t += 4) {
+        uint32_t tokens = n_tokens - t < 4 ? n_tokens - t : 4;
+        for (uint32_t r = 0; r < n_rows; r += 4) {
+            uint32_t rows = n_rows - r < 4 ? n_rows - r : 4;
             v4 square[4];
             for (int i = 0; i < 4; i++) {
                 memcpy(&square[i], &sums[r + i][t], sizeof square[i]);
             }
             v4_transpose(square);
             for (uint32_t i = 0; i < tokens; i++) {
-                memcpy(&y[(t + i) * ldy + r], &square[i], rows * sizeof *y);
+                float *to = &y[(t + i) * ldy + r];
+                if (rows == 4) { /* a constant size: one store */
+                    memcpy(to, &square[i], sizeof square[i]);
+                } else {
+                    memcpy(to, &square[i], rows * sizeof *y);
+                }
             }
         }
     }
@@ -168,6 +183,7 @@ SQ_INLINE void fixed_gemm(dot_pairs *dot, const sq_matrix *w, const void *packed
         for (uint32_t t = 0; t < n_tokens; t += PANEL) {
             uint32_t tokens = n_tokens - t < PANEL ? n_tokens - t : PANEL;
             const uint8_t *groups = (const uint8_t *)packed + t / SQ_FIXED_TOKENS * group_bytes;
+            fixed_ask(n_rows, tokens, y + t * ldy + (row - row0), ldy);
             switch ((tokens + W - 1) / W) {
 #define PANEL_OF(n)                                                                                          \
     case n:                                                                                                  \
