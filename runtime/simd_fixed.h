@@ -1,5 +1,5 @@
 /* Products with many tokens in 16-bit fixed point (fixed.c defines them) over vectors of W lanes: the one
- * body that x86_avx512.c and x86_avx2.c include after simd_matrix.h. Beyond its list it takes
+ * body that x86_avx512.c and x86_avx2.c include after simd_digits.h. Beyond its list it takes
  *
  *   vi                    vectors of W int32_t
  *   v4_transpose          transposes four v4 in place
@@ -15,14 +15,16 @@
 #ifndef SQ_SIMD_FIXED_H
 #define SQ_SIMD_FIXED_H
 
-#include "simd_matrix.h"
+#include "simd_digits.h"
 
 #include <math.h>
 
 /* sums + low halves' products + high halves' products, of W pairs of i16. */
 typedef vi dot_pairs(vi sums, vi a, vi b);
 
-/* fixed.c: quantize. n is a multiple of 32. */
+typedef int16_t vs __attribute__((vector_size(2 * W)));
+
+/* fixed.c: quantize_by_norm. n is a multiple of 32. */
 static float fixed_quantize(const float *a, size_t n, int16_t *q) {
     vf squares[2] = {vf_zero(), vf_zero()};
     for (size_t i = 0; i < n; i += 2 * W) {
@@ -34,7 +36,6 @@ static float fixed_quantize(const float *a, size_t n, int16_t *q) {
     v4 totals = vf_sums((const vf[4]){squares[0], squares[1], vf_zero(), vf_zero()});
     float norm = sqrtf(totals[0] + totals[1]);
     vf inverse = vf_set1(norm > SQ_FIXED_TINY ? 32767 / norm : 0);
-    typedef int16_t vs __attribute__((vector_size(2 * W)));
     for (size_t i = 0; i < n; i += W) {
         /* Adding it leaves the nearest integer in the low bits. */
         vf rounded = vf_fma(vf_load(a + i), inverse, vf_set1(0x1.8p23f));
@@ -135,6 +136,75 @@ static void fixed_store(float (*sums)[FIXED_TILE_VECTORS * W], uint32_t n_rows, 
     }
 }
 
+/* The codes of a vector of dwords, times m, at out in the order of its positions 16 j + i. */
+SQ_INLINE void fixed_codes_vector(int bits, const bytes_table *table, vu plane, int16_t m, int16_t *out) {
+    for (uint32_t f = 0; f < n_byte_fields(bits); f++, plane >>= field_bits(bits)) {
+        vu codes = bytes_at(table, plane) ^ BYTES_OFFSET * 0x01010101u;
+        for (uint32_t b = 0; b < 4; b++) { /* of a dword's four bytes the b-th, with its sign */
+            vs narrow = __builtin_convertvector((vi)(codes << (24 - 8 * b)) >> 24, vs) * m;
+            memcpy(out + BLOCK_DWORDS * (n_byte_fields(bits) * b + f), &narrow, sizeof narrow);
+        }
+    }
+}
+
+/* A row's codes times m. */
+SQ_INLINE void fixed_codes(int bits, const sq_matrix *w, uint32_t row, int16_t m, int16_t *out) {
+    const uint32_t n_planes = n_planes_of(bits), left = w->n_in % block_of(bits);
+    const uint8_t *codes = w->data + row * w->row_bytes;
+    const bytes_table table = bytes_load(bits, w->lut8 + ((size_t)row << bits));
+    for (uint32_t b = 0; b < w->n_in / block_of(bits); b++, codes += 64 * n_planes, out += block_of(bits)) {
+        for (int h = 0; h < BLOCK_DWORDS / W; h++) {
+            vu spare = {0};
+            for (uint32_t p = 0; p < n_planes; p++) {
+                vu plane = vu_load(codes + 64 * p + 4 * W * h);
+                spare |= spare_bits(plane, p);
+                fixed_codes_vector(bits, &table, plane, m, out + 128 * p + W * h);
+            }
+            if (bits == 3) {
+                fixed_codes_vector(bits, &table, spare, m, out + 384 + W * h);
+            }
+        }
+    }
+    uint32_t n_dwords = (left + n_per_dword(bits) - 1) / n_per_dword(bits);
+    for (uint32_t p = 0; left && p < n_planes_used(bits); p++) {
+        dwords plane = narrow_plane(bits, codes, n_dwords, p, false);
+        int16_t positions[16 * BLOCK_DWORDS];
+        for (int h = 0; h < BLOCK_DWORDS / W; h++) {
+            fixed_codes_vector(bits, &table, plane.part[h], m, positions + W * h);
+        }
+        for (int j = 0; j < n_fields(bits); j++, out += n_dwords) {
+            memcpy(out, positions + BLOCK_DWORDS * j, n_dwords * sizeof *out);
+        }
+    }
+}
+
+/* A row with an 8-bit table in fixed point, without ever being f32; whether it could be. */
+static bool fixed_expand_codes(const sq_matrix *w, uint32_t row, int16_t *q, float *scales) {
+    const uint32_t multiple = sq_fixed_multiple(w, row);
+    const float scale = multiple ? f16_to_f32(w->lut_scale[row]) / (float)multiple : 0;
+    switch (multiple ? w->type : SQ_TYPE_F32) {
+    case SQ_TYPE_LUT2:
+        fixed_codes(2, w, row, (int16_t)multiple, q);
+        break;
+    case SQ_TYPE_LUT3:
+        fixed_codes(3, w, row, (int16_t)multiple, q);
+        break;
+    case SQ_TYPE_LUT4:
+        fixed_codes(4, w, row, (int16_t)multiple, q);
+        break;
+    default:
+        return false;
+    }
+    memset(q + w->n_in, 0, (sq_pad(w->n_in) - w->n_in) * sizeof *q);
+    for (uint32_t k = w->rows ? (uint32_t)w->rows[row] : 0; w->rows && k < (uint32_t)w->rows[row + 1]; k++) {
+        q[sq_column(w, k)] += (int16_t)lrintf(f16_to_f32(w->vals[k]) / scale);
+    }
+    for (size_t b = 0; b < sq_fixed_n_blocks(w->n_in); b++) {
+        scales[b] = scale;
+    }
+    return true;
+}
+
 /* Expands and rounds rows [row, row + n_rows) of w into the tile; rows that fill up a register tile are
  * zero. */
 static void fixed_expand(const sq_matrix *w, uint32_t row, uint32_t n_rows, int16_t *tile, float *scales,
@@ -142,6 +212,9 @@ static void fixed_expand(const sq_matrix *w, uint32_t row, uint32_t n_rows, int1
     const size_t n = sq_pad(w->n_in), ldw = sq_fixed_row_stride(w->n_in);
     const size_t n_blocks = sq_fixed_n_blocks(w->n_in);
     for (uint32_t r = 0; r < n_rows; r++, tile += ldw, scales += n_blocks) {
+        if (fixed_expand_codes(w, row + r, tile, scales)) {
+            continue;
+        }
         type_kernels[w->type].expand_row(w, row + r, weights);
         for (size_t i = 0; i < n; i += SQ_FIXED_BLOCK) {
             size_t n_block = n - i < SQ_FIXED_BLOCK ? n - i : SQ_FIXED_BLOCK;
@@ -169,6 +242,15 @@ SQ_INLINE void fixed_panel(dot_pairs *dot, const int16_t *tile, const float *sca
     }
 }
 
+/* Asks for part i of n of the codes of a tile. Past the end of the matrix the hint is ignored. */
+static void fixed_ask_codes(const sq_matrix *w, uint32_t row, size_t i, size_t n) {
+    const uint8_t *codes = w->data + row * w->row_bytes;
+    const size_t n_bytes = SQ_FIXED_ROWS * w->row_bytes;
+    for (size_t at = n_bytes * i / n; at < n_bytes * (i + 1) / n; at += 64) {
+        __builtin_prefetch(codes + at, 0, 2);
+    }
+}
+
 SQ_INLINE void fixed_gemm(dot_pairs *dot, const sq_matrix *w, const void *packed, uint32_t n_tokens, float *y,
                           size_t ldy, uint32_t row0, uint32_t row1, void *scratch) {
     enum { PANEL = FIXED_TILE_VECTORS * W };
@@ -184,6 +266,7 @@ SQ_INLINE void fixed_gemm(dot_pairs *dot, const sq_matrix *w, const void *packed
             uint32_t tokens = n_tokens - t < PANEL ? n_tokens - t : PANEL;
             const uint8_t *groups = (const uint8_t *)packed + t / SQ_FIXED_TOKENS * group_bytes;
             fixed_ask(n_rows, tokens, y + t * ldy + (row - row0), ldy);
+            fixed_ask_codes(w, row + n_rows, t / PANEL, (n_tokens + PANEL - 1) / PANEL);
             switch ((tokens + W - 1) / W) {
 #define PANEL_OF(n)                                                                                          \
     case n:                                                                                                  \

@@ -341,17 +341,26 @@ static void check_gemm(const sq_kernels *k, const example *e, uint32_t n_tokens)
 
 /* Eight standard deviations of a sum in fixed point: a product of rounded factors is off by s_w q_x and
  * s_x q_w times errors that are uniform between -1/2 and 1/2, which over a block is |w| |x| / 32767 times
- * the root of 1/12 + 1/12. */
+ * the root of 1/12 + 1/12. Where a table is of 8 bits, of the weights only kept ones are rounded, to
+ * multiples of s_w < 2 (|w| of the largest codes + |kept|) / 32767. */
 static double fixed_tolerance(const example *e, uint32_t row, const float *x) {
-    const float *weights = e->weights + (size_t)row * e->m.n_in;
-    double variance = 0;
+    const float *weights = e->weights + (size_t)row * e->m.n_in, *kept = e->kept + (size_t)row * e->m.n_in;
+    double variance = 0, kept_x2 = 0, most_kept = 0, widest = 0;
     for (uint32_t i = 0; i < e->m.n_in;) {
-        double w2 = 0, x2 = 0;
-        for (uint32_t end = i + SQ_FIXED_BLOCK; i < e->m.n_in && i < end; i++) {
+        double w2 = 0, x2 = 0, kept2 = 0, n = 0;
+        for (uint32_t end = i + SQ_FIXED_BLOCK; i < e->m.n_in && i < end; i++, n++) {
             w2 += (double)weights[i] * weights[i];
             x2 += (double)x[i] * x[i];
+            kept2 += (double)kept[i] * kept[i];
+            kept_x2 += kept[i] != 0 ? (double)x[i] * x[i] : 0;
         }
-        variance += w2 * x2 / 6 / 32767 / 32767;
+        variance += w2 * x2 / (e->m.lut8 ? 12 : 6) / 32767 / 32767;
+        most_kept = fmax(most_kept, sqrt(kept2));
+        widest = fmax(widest, n);
+    }
+    if (e->m.lut8) {
+        double unit = 2 * (128 * sq_f16_to_f32(e->m.lut_scale[row]) * sqrt(widest) + most_kept) / 32767;
+        variance += unit * unit * kept_x2 / 12;
     }
     return 8 * sqrt(variance);
 }
