@@ -184,7 +184,7 @@ SQ_INLINE void digits_dot(int bits, const sq_matrix *w, operand in, uint32_t row
     const uint8_t *codes = w->data + row * w->row_bytes;
     const size_t stride = w->row_bytes;
     const digits *tokens[FEW_TOKENS];
-    prefetcher ahead = prefetcher_of(w, row, n_rows, n_tokens);
+    const uint8_t *ahead = prefetch_from(w, row, n_rows);
     bytes_table tables[GEMV_ROWS];
     digit_sums sums[TILE_SUMS];
     for (int t = 0; t < n_tokens; t++) {
@@ -199,7 +199,8 @@ SQ_INLINE void digits_dot(int bits, const sq_matrix *w, operand in, uint32_t row
         }
     }
     const int8_t *bytes = tokens[0]->bytes[0][0];
-    for (uint32_t b = 0; b < n_blocks; b++) {
+    const int8_t *end = bytes + n_blocks * n_planes_used(bits) * vector_bytes;
+    for (; bytes < end; bytes += n_planes_used(bits) * vector_bytes) {
         for (int h = 0; h < BLOCK_DWORDS / W; h++) {
             vu plane[GEMV_ROWS], spare[GEMV_ROWS];
             for (uint32_t p = 0; p < n_planes; p++) {
@@ -220,7 +221,6 @@ SQ_INLINE void digits_dot(int bits, const sq_matrix *w, operand in, uint32_t row
             }
         }
         codes += 64 * n_planes;
-        bytes += n_planes_used(bits) * vector_bytes;
     }
     uint32_t left = w->n_in % block_of(bits);
     if (left) {

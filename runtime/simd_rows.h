@@ -35,29 +35,17 @@ enum { TILE_SUMS = FEW_ROWS * FEW_TOKENS > GEMV_ROWS ? FEW_ROWS * FEW_TOKENS : G
 
 /* Hardware does not follow several short rows at once. They lie one after another, so a product with some
  * rows asks for what is needed soon, by these rows or the next ones, in the order in which it lies, whichever
- * row it works on: memory serves that up to twice as fast. Where the rows and x take most of the L1 cache,
- * the bytes go to the L2 cache. Past the end of the matrix the hint is ignored. */
-enum { PREFETCH_BYTES = 4096, PREFETCH_L1_BYTES = 30720 };
-
-typedef struct prefetcher {
-    const uint8_t *next;
-    bool into_l1;
-} prefetcher;
+ * row it works on: memory serves that up to twice as fast. Past the end of the matrix the hint is ignored. */
+enum { PREFETCH_BYTES = 4096 };
 
 /* Begins behind the last of the rows, which are all needed at once. */
-SQ_INLINE prefetcher prefetcher_of(const sq_matrix *w, uint32_t row, int n_rows, int n_tokens) {
-    size_t in_use = n_rows * w->row_bytes + n_tokens * w->n_in * sizeof(float);
-    return (prefetcher){w->data + (row + n_rows - 1) * w->row_bytes + PREFETCH_BYTES,
-                        in_use <= PREFETCH_L1_BYTES};
+SQ_INLINE const uint8_t *prefetch_from(const sq_matrix *w, uint32_t row, int n_rows) {
+    return w->data + (row + n_rows - 1) * w->row_bytes + PREFETCH_BYTES;
 }
 
-SQ_INLINE void prefetch(prefetcher *p, size_t n_bytes) {
-    if (p->into_l1) {
-        __builtin_prefetch(p->next, 0, 3);
-    } else {
-        __builtin_prefetch(p->next, 0, 2);
-    }
-    p->next += n_bytes;
+SQ_INLINE void prefetch(const uint8_t **next, size_t n_bytes) {
+    __builtin_prefetch(*next);
+    *next += n_bytes;
 }
 
 /* ---- kept weights: docs/FORMAT.md 2 ----------------------------------------------------------- */
@@ -329,7 +317,7 @@ SQ_INLINE void lut_dot(int bits, const sq_matrix *w, const float *x, size_t ldx,
                        int n_tokens, kept_task *kept, vf *sums) {
     const uint32_t n_planes = n_planes_of(bits), block = block_of(bits);
     const uint8_t *codes[GEMV_ROWS];
-    prefetcher ahead = prefetcher_of(w, row, n_rows, n_tokens);
+    const uint8_t *ahead = prefetch_from(w, row, n_rows);
     lut_table tables[GEMV_ROWS];
     vf partial[TILE_SUMS][2];
     for (int r = 0; r < n_rows; r++) {
@@ -440,7 +428,7 @@ SQ_INLINE vf f16_load_n(const uint8_t *row, size_t i, uint32_t n) {
 SQ_INLINE void dense_dot(load_weights *load, load_n_weights *load_n, size_t element_bytes, const sq_matrix *w,
                          const float *x, size_t ldx, uint32_t row, int n_rows, int n_tokens, vf *sums) {
     const uint8_t *rows[GEMV_ROWS];
-    prefetcher ahead = prefetcher_of(w, row, n_rows, n_tokens);
+    const uint8_t *ahead = prefetch_from(w, row, n_rows);
     for (int r = 0; r < n_rows; r++) {
         rows[r] = w->data + (row + r) * w->row_bytes;
     }
@@ -479,7 +467,7 @@ SQ_INLINE void dense_expand(load_weights *load, load_n_weights *load_n, const sq
 SQ_INLINE void q8_0_dot(const sq_matrix *w, const float *x, size_t ldx, uint32_t row, int n_rows,
                         int n_tokens, vf *sums) {
     const uint8_t *blocks[GEMV_ROWS];
-    prefetcher ahead = prefetcher_of(w, row, n_rows, n_tokens);
+    const uint8_t *ahead = prefetch_from(w, row, n_rows);
     for (int r = 0; r < n_rows; r++) {
         blocks[r] = w->data + (row + r) * w->row_bytes;
     }
