@@ -86,12 +86,16 @@ static __attribute__((noinline)) void kept_begin(kept_products *kept, const sq_m
 }
 
 SQ_INLINE kept_task kept_continue(kept_products *kept, const sq_matrix *w, const float *x) {
+    if (!kept->stop) {
+        return (kept_task){.products = kept->products};
+    }
     uint32_t k = kept->begin + kept->n_made;
     const uint16_t *columns = w->cols16 + k;
     return (kept_task){columns, columns + (kept->stop - kept->n_made), w->vals + k,
                        kept->products + kept->n_made, x};
 }
 
+/* Said to be unlikely, so that registers are the dense part's. */
 SQ_INLINE void kept_step(kept_task *task) {
     if (__builtin_expect(task->columns < task->stop, 0)) {
         const uint16_t *c = task->columns;
@@ -108,7 +112,7 @@ SQ_INLINE void kept_step(kept_task *task) {
 
 /* At least the first n of the stretch. */
 SQ_INLINE void kept_make(kept_products *kept, kept_task *task, uint32_t n) {
-    while (task->products < kept->products + n && task->columns < task->stop) {
+    while (task->products - kept->products < (ptrdiff_t)n && task->columns < task->stop) {
         kept_step(task);
     }
     kept->n_made = (uint32_t)(task->products - kept->products);
