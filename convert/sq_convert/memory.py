@@ -6,6 +6,7 @@ Each stage is the sum of the arrays that it holds at once; the constants are mea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from .arch import Kind, Tensor
@@ -18,6 +19,7 @@ from .progress import size
 from .quantize import part_bytes
 
 _LIBRARIES = 345_000_000  # Python with torch, transformers and what they bring
+_TRITON = 90_000_000  # which torch loads where it is installed
 _CALIBRATION = 65_000_000  # the calibration text as tokens, PyTorch's backward pass loaded
 _TOKEN = 1_000  # of a vocabulary: its tokenizer, and its verification
 _GGUF_TOKEN = 5_200  # while the gguf package reads a vocabulary
@@ -40,9 +42,10 @@ def peak_bytes(options: Options, checkpoint: Checkpoint, tensors: Sequence[Tenso
         stages.append(_CALIBRATION + calibration_bytes(options, checkpoint, tensors, in_blocks, 4))
     if options.tune:
         stages.append(_CALIBRATION + tuning_bytes(options, checkpoint, tensors))
-    peak = _LIBRARIES + _TOKEN * n_vocab + max(stages)
+    libraries = _LIBRARIES + (_TRITON if find_spec("triton") else 0)
+    peak = libraries + _TOKEN * n_vocab + max(stages)
     if isinstance(checkpoint, GgufCheckpoint):
-        peak = max(peak, _LIBRARIES + _GGUF_TOKEN * n_vocab)
+        peak = max(peak, libraries + _GGUF_TOKEN * n_vocab)
     return peak
 
 
