@@ -30,14 +30,6 @@ size_t sq_fixed_scratch_bytes(size_t n_in) {
     return SQ_FIXED_ROWS * row + sq_pad(n_in) * sizeof(float);
 }
 
-static float norm_of(const float *a, size_t n) {
-    float squares = 0;
-    for (size_t i = 0; i < n; i++) {
-        squares += a[i] * a[i];
-    }
-    return sqrtf(squares);
-}
-
 static void quantize(const float *a, size_t n, float inverse, int16_t *q) {
     for (size_t i = 0; i < n; i++) {
         q[i] = (int16_t)lrintf(a[i] * inverse);
@@ -46,7 +38,11 @@ static void quantize(const float *a, size_t n, float inverse, int16_t *q) {
 
 /* Returns s. A norm so small that its inverse might overflow counts as zero. */
 static float quantize_by_norm(const float *a, size_t n, int16_t *q) {
-    float norm = norm_of(a, n);
+    float squares = 0;
+    for (size_t i = 0; i < n; i++) {
+        squares += a[i] * a[i];
+    }
+    float norm = sqrtf(squares);
     quantize(a, n, norm > SQ_FIXED_TINY ? 32767 / norm : 0, q);
     return norm / 32767;
 }
@@ -59,12 +55,15 @@ uint32_t sq_fixed_multiple(const sq_matrix *w, uint32_t row) {
         squares = value * value + (sq_column(w, k) / SQ_FIXED_BLOCK == block ? squares : 0);
         block = sq_column(w, k) / SQ_FIXED_BLOCK;
         largest = largest > squares ? largest : squares;
+        if (!isfinite(squares)) {
+            return 0;
+        }
     }
-    float n = w->n_in < SQ_FIXED_BLOCK ? (float)w->n_in : SQ_FIXED_BLOCK, limit = 32767 * scale;
+    float n = w->n_in < SQ_FIXED_BLOCK ? (float)w->n_in : SQ_FIXED_BLOCK;
     float norm = 128 * scale * sqrtf(n) + sqrtf(largest);
-    uint32_t multiple = norm <= limit && scale > SQ_FIXED_TINY ? 1 : 0;
-    while (multiple && norm * (float)(2 * multiple) <= limit) {
-        multiple *= 2;
+    uint32_t multiple = 0;
+    for (uint32_t m = 1; scale > 0 && isfinite(scale) && norm * (float)m <= 32767 * scale; m *= 2) {
+        multiple = m;
     }
     return multiple;
 }

@@ -47,7 +47,7 @@ void sq_fixed_pack(const float *x, size_t ldx, uint32_t n_tokens, uint32_t n_in,
 void sq_fixed_gemm(const sq_matrix *w, const void *packed, uint32_t n_tokens, float *y, size_t ldy,
                    uint32_t row0, uint32_t row1, void *scratch);
 /* m of a row with an 8-bit table: the largest power of two with which no block's norm can pass 32767,
- * whatever the codes are; 0: none, as of other rows. */
+ * whatever the codes are; 0: none, as of other rows and where a number is not finite. */
 uint32_t sq_fixed_multiple(const sq_matrix *w, uint32_t row);
 
 /* i16 in a row of an expanded tile: a cache line more than it needs, so that the same columns of several

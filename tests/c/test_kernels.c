@@ -342,7 +342,7 @@ static void check_gemm(const sq_kernels *k, const example *e, uint32_t n_tokens)
 /* Eight standard deviations of a sum in fixed point: a product of rounded factors is off by s_w q_x and
  * s_x q_w times errors that are uniform between -1/2 and 1/2, which over a block is |w| |x| / 32767 times
  * the root of 1/12 + 1/12. Where a table is of 8 bits, of the weights only kept ones are rounded, to
- * multiples of s_w < 2 (|w| of the largest codes + |kept|) / 32767. */
+ * multiples of scale / m, which leaves room for the largest codes and the kept weights of any block. */
 static double fixed_tolerance(const example *e, uint32_t row, const float *x) {
     const float *weights = e->weights + (size_t)row * e->m.n_in, *kept = e->kept + (size_t)row * e->m.n_in;
     double variance = 0, kept_x2 = 0, most_kept = 0, widest = 0;
@@ -354,14 +354,19 @@ static double fixed_tolerance(const example *e, uint32_t row, const float *x) {
             kept2 += (double)kept[i] * kept[i];
             kept_x2 += kept[i] != 0 ? (double)x[i] * x[i] : 0;
         }
-        variance += w2 * x2 / (e->m.lut8 ? 12 : 6) / 32767 / 32767;
+        variance += w2 * x2 / 12 / 32767 / 32767;
         most_kept = fmax(most_kept, sqrt(kept2));
         widest = fmax(widest, n);
     }
-    if (e->m.lut8) {
-        double unit = 2 * (128 * sq_f16_to_f32(e->m.lut_scale[row]) * sqrt(widest) + most_kept) / 32767;
-        variance += unit * unit * kept_x2 / 12;
+    double unit = e->m.lut8 ? sq_f16_to_f32(e->m.lut_scale[row]) : 0,
+           norm = 128 * unit * sqrt(widest) + most_kept;
+    if (unit == 0 || norm > 32767 * unit) {
+        return 8 * sqrt(2 * variance);
     }
+    while (norm <= 32767 * unit / 2) {
+        unit /= 2;
+    }
+    variance += unit * unit * kept_x2 / 12;
     return 8 * sqrt(variance);
 }
 
@@ -557,6 +562,33 @@ static void test_wide_columns(void) {
     check_matrix(3, 65536 + 96, tokens, 1);
 }
 
+/* A kept weight that is not a number spoils its row of a prompt, and no other, whatever else the row keeps.
+ */
+static void test_not_a_number(void) {
+    enum { N_IN = 1000, N_OUT = 5, ROW = 1 };
+    for (sq_type type = SQ_TYPE_LUT2; type <= SQ_TYPE_LUT4; type++) {
+        example e = example_create(type, true, N_OUT, N_IN, true);
+        guarded x = activations(1, N_IN, N_IN + 32);
+        ((uint16_t *)e.vals.data)[e.m.rows[ROW]] = 0x7e00;
+        for (int s = 0; s < n_sets; s++) {
+            if (!sets[s]->fixed_gemm) {
+                continue;
+            }
+            uint8_t *packed = fixed_packed(sets[s], x.data, N_IN + 32, 1, N_IN);
+            void *scratch = aligned_alloc(64, (sq_fixed_scratch_bytes(N_IN) + 63) / 64 * 64);
+            float y[N_OUT];
+            sets[s]->fixed_gemm(&e.m, packed, 1, y, N_OUT, 0, N_OUT, scratch);
+            for (int r = 0; r < N_OUT; r++) {
+                CHECK_SAY(isnan(y[r]) == (r == ROW), "%s %s: row %d is %g", sets[s]->name, e.m.name, r, y[r]);
+            }
+            free(packed);
+            free(scratch);
+        }
+        guard_free(x);
+        example_free(&e);
+    }
+}
+
 /* Activations of which one is much larger than the others: an error of max |x| 2^-23 in each is allowed. */
 static void test_large_activation(void) {
     enum { N_IN = 1000, N_OUT = 5 };
@@ -608,6 +640,7 @@ int main(void) {
     RUN(test_outputs);
     RUN(test_tokens);
     RUN(test_wide_columns);
+    RUN(test_not_a_number);
     RUN(test_large_activation);
     return check_report();
 }
