@@ -16,8 +16,8 @@ typedef struct crew {
 
 static void *thread_run(void *argument) {
     crew *c = argument;
-    void *scratch = c->work->scratch_create(c->context);
-    if (!scratch) {
+    void *scratch = c->work->scratch_create ? c->work->scratch_create(c->context) : NULL;
+    if (c->work->scratch_create && !scratch) {
         atomic_store(&c->failed, true);
         return NULL;
     }
@@ -25,7 +25,8 @@ static void *thread_run(void *argument) {
     while ((row = step * atomic_fetch_add(&c->n_taken, 1)) < c->n_rows)
         c->work->run(c->context, scratch, (uint32_t)row,
                      row + step < c->n_rows ? (uint32_t)(row + step) : c->n_rows);
-    c->work->scratch_free(scratch);
+    if (scratch)
+        c->work->scratch_free(scratch);
     return NULL;
 }
 

@@ -6,7 +6,7 @@
 
 typedef struct sq_row_work {
     uint32_t n_rows;                              /* that a thread takes at a time */
-    void *(*scratch_create)(const void *context); /* of one thread; NULL where memory ran out */
+    void *(*scratch_create)(const void *context); /* of one thread; NULL where memory ran out. NULL: none */
     void (*scratch_free)(void *scratch);
     void (*run)(const void *context, void *scratch, uint32_t row0, uint32_t row1);
 } sq_row_work;

@@ -1,4 +1,4 @@
-"""The C library ``sq_fit`` through cffi: k-means (convert/cluster.h) and refinement (convert/refine.h)."""
+"""The C library ``sq_fit`` through cffi: convert/cluster.h, convert/refine.h and convert/table.h."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ int sq_cluster_rows(const float *values, const float *weights, const uint8_t *ke
 int sq_refine_rows(const float *values, const float *hessian, const float *factor, const uint8_t *kept,
                    uint32_t n_rows, uint32_t n_cols, uint32_t k, uint32_t n_threads, float *table,
                    uint8_t *indices, double *objective);
+void sq_table_values(const float *table, const uint8_t *indices, uint32_t n_rows, uint32_t n_cols,
+                     uint32_t k, uint32_t n_threads, float *values);
+void sq_table_sums(const float *values, const uint8_t *indices, uint32_t n_rows, uint32_t n_cols,
+                   uint32_t k, uint32_t n_threads, float *sums);
 """
 _NAMES = ("libsq_fit.so", "libsq_fit.dylib")
 _CTYPES = {

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .fitlib import library, pointer
+
 LARGEST_CODE = 127  # as convert/refine.c has it
 LARGEST_SCALE = 515.5  # beyond it the largest code is more than f16 holds, in which accelerators keep entries
 
@@ -46,6 +48,36 @@ def table_of(parts: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
     """The entries that the parts ``lut`` and perhaps ``lut_scale`` stand for, ``[n_rows, k]``."""
     table = parts["lut"].astype(np.float32)
     return table * parts["lut_scale"].astype(np.float32)[:, None] if "lut_scale" in parts else table
+
+
+def values_of(table: NDArray[np.float32], indices: NDArray[np.uint8], threads: int) -> NDArray[np.float32]:
+    """The weights ``[n_rows, n_cols]`` that ``indices`` choose from their rows' tables ``[n_rows, k]``."""
+    values = np.empty(indices.shape, np.float32)
+    library().sq_table_values(
+        pointer(table, np.float32),
+        pointer(indices, np.uint8),
+        *indices.shape,
+        table.shape[1],
+        threads,
+        pointer(values, np.float32),
+    )
+    return values
+
+
+def sums_of(
+    values: NDArray[np.float32], indices: NDArray[np.uint8], k: int, threads: int
+) -> NDArray[np.float32]:
+    """Of each entry of the rows' tables the sum of the ``values`` with its index, ``[n_rows, k]``."""
+    sums = np.empty((len(values), k), np.float32)
+    library().sq_table_sums(
+        pointer(values, np.float32, indices.shape),
+        pointer(indices, np.uint8),
+        *indices.shape,
+        k,
+        threads,
+        pointer(sums, np.float32),
+    )
+    return sums
 
 
 def table_bits_of(method: str) -> int:

@@ -25,7 +25,7 @@ from .checkpoint import Checkpoint, read_tensor
 from .errors import ConvertError
 from .pack import unpack
 from .quantize import sparse_values
-from .table import table_of, table_parts
+from .table import sums_of, table_of, table_parts, values_of
 
 LEARNING_RATE = 0.01  # in units: the mean distance of a table's entries, a quarter of a vector's size
 BATCH = 2  # sequences a step
@@ -68,7 +68,7 @@ def tune(
     tuned: list[_Table | _Vector] = []
     for tensor in tensors:
         if tensor.kind is Kind.MATRIX:
-            tuned.append(_Table(tensor, read_parts(tensor), device))
+            tuned.append(_Table(tensor, read_parts(tensor), device, threads))
         elif tensor.kind is Kind.VECTOR:
             tuned.append(_Vector(tensor, read_tensor(checkpoint, tensor), device))
     model = _Model(original, tuned)
@@ -181,10 +181,11 @@ class _Model:
 class _Table:
     """A matrix, its tables in f32 as ``start + unit · moved``, each row in a unit of its own."""
 
-    def __init__(self, tensor: Tensor, parts: Mapping[str, NDArray[Any]], device: str) -> None:
+    def __init__(self, tensor: Tensor, parts: Mapping[str, NDArray[Any]], device: str, threads: int) -> None:
         import torch
 
         self.tensor, self._table_bits = tensor, 8 if "lut_scale" in parts else 16
+        self._threads = threads
         self._start = torch.from_numpy(table_of(parts)).to(device)
         self._largest = self._start.abs().amax(dim=1, keepdim=True)
         if self._table_bits == 8:
@@ -215,11 +216,25 @@ class _Table:
 
     def weights(self) -> Any:
         row, column, values = self._sparse
-        weights = self._stored().gather(1, self._indices.long())
-        return weights.index_put_((row, column), values, accumulate=True)
+        return self._dense(self._stored()).index_put_((row, column), values, accumulate=True)
+
+    def _dense(self, table: Any) -> Any:
+        """PyTorch looks up and sums on one core alone."""
+        import torch
+
+        if table.is_cuda:
+            return table.gather(1, self._indices.long())
+        return torch.from_numpy(values_of(table.numpy(), self._indices.numpy(), self._threads))
 
     def add_gradient(self, gradient: Any) -> None:
-        self.moved.grad.scatter_add_(1, self._indices.long(), gradient * self._unit)
+        import torch
+
+        if gradient.is_cuda:
+            sums = torch.zeros_like(self.moved).scatter_add_(1, self._indices.long(), gradient)
+        else:
+            values, indices = gradient.contiguous().numpy(), self._indices.numpy()
+            sums = torch.from_numpy(sums_of(values, indices, self.moved.shape[1], self._threads))
+        self.moved.grad.addcmul_(sums, self._unit)
 
 
 class _Vector:

@@ -13,6 +13,7 @@ from sq_convert.arch import Kind, Tensor
 from sq_convert.calibrate import choose_sequences, read_text
 from sq_convert.cli import main
 from sq_convert.quantize import Recipe, decode_matrix, quantize_matrix
+from sq_convert.table import sums_of, values_of
 from torch.nn.functional import kl_div
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -39,7 +40,7 @@ def test_a_table_collects_the_gradients_of_its_weights(method: str) -> None:
     random = np.random.default_rng(1)
     values = random.normal(size=(3, 100)).astype(np.float32)
     parts = quantize_matrix(values, np.ones_like(values), Recipe(3, method, 2.0, 0.0), 1)
-    table = tune._Table(Tensor("x", "x", values.shape, Kind.MATRIX), parts, "cpu")
+    table = tune._Table(Tensor("x", "x", values.shape, Kind.MATRIX), parts, "cpu", 2)
     decoded = decode_matrix(parts, 100, 3)
     assert (table.weights().numpy() == decoded).all()
     assert all((values == parts[name.removeprefix("x.")]).all() for name, values in table.parts().items())
@@ -50,6 +51,22 @@ def test_a_table_collects_the_gradients_of_its_weights(method: str) -> None:
     table.moved += torch.from_numpy(change)
     expected = float((gradient * (table.weights().numpy() - decoded)).sum())
     assert float((table.moved.grad.numpy() * change).sum()) == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 100), (33, 7), (40, 577)])
+@pytest.mark.parametrize("k", [4, 8, 16])
+def test_values_and_sums_of_tables(shape: tuple[int, int], k: int) -> None:
+    random = np.random.default_rng(k)
+    indices = random.integers(0, k, shape, np.uint8)
+    values = random.normal(size=shape).astype(np.float32)
+    table = random.normal(size=(shape[0], k)).astype(np.float32)
+    chosen = indices[:, None, :] == np.arange(k)[None, :, None]  # [n_rows, k, n_cols]
+    expected = np.where(chosen, values[:, None, :].astype(np.float64), 0).sum(axis=2)
+    sums = sums_of(values, indices, k, 1)
+    assert np.allclose(sums, expected, rtol=1e-6, atol=1e-5)
+    assert (sums == sums_of(values, indices, k, 3)).all()
+    for threads in (1, 3):
+        assert (values_of(table, indices, threads) == np.take_along_axis(table, indices, axis=1)).all()
 
 
 def test_tables_and_norms_alone_are_tuned(files: Path) -> None:
