@@ -32,6 +32,19 @@ bool sq_cpu_has_avx512(void) {
 bool sq_cpu_has_avx512vnni(void) {
     return sq_cpu_has_avx512() && __builtin_cpu_supports("avx512vnni");
 }
+
+bool sq_cpu_streams_into_l1;
+
+/* Zen 5 (AMD's family 26) generates 5 % faster so; Zen 4 15 to 50 % slower. When the library is loaded, so
+ * that threads need not agree on who looks. */
+__attribute__((constructor)) static void look_for_zen5(void) {
+    enum { ZEN5_FAMILY = 26 };
+    unsigned eax, ebx, ecx, edx;
+    bool amd = __get_cpuid(0, &eax, &ebx, &ecx, &edx) && ebx == signature_AMD_ebx;
+    if (amd && __get_cpuid(1, &eax, &ebx, &ecx, &edx)) {
+        sq_cpu_streams_into_l1 = (eax >> 8 & 0xf) + (eax >> 20 & 0xff) == ZEN5_FAMILY;
+    }
+}
 #endif
 
 /* Fastest first. */

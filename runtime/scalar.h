@@ -65,4 +65,11 @@ bool sq_cpu_has_avxvnni(void);
 bool sq_cpu_has_avx512(void);
 bool sq_cpu_has_avx512vnni(void);
 
+/* kernels.c: whether codes are best asked for into the L1 cache, past the L2 cache (simd_rows.h). */
+#if defined(__x86_64__)
+extern bool sq_cpu_streams_into_l1;
+#else
+enum { sq_cpu_streams_into_l1 = 0 };
+#endif
+
 #endif

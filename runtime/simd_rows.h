@@ -35,8 +35,9 @@ enum { TILE_SUMS = FEW_ROWS * FEW_TOKENS > GEMV_ROWS ? FEW_ROWS * FEW_TOKENS : G
 
 /* Hardware does not follow several short rows at once. They lie one after another, so a product with some
  * rows asks for what is needed soon, by these rows or the next ones, in the order in which it lies, whichever
- * row it works on: memory serves that up to twice as fast. Codes, which are needed once, pass the L2 cache
- * by, where x stays. Past the end of the matrix the hint is ignored. */
+ * row it works on: memory serves that up to twice as fast. Asked for into the L2 cache, codes leave the L1
+ * cache's few places for what is under way to the loads of x. Past the end of the matrix the hint is
+ * ignored. */
 enum { PREFETCH_BYTES = 4096 };
 
 /* Begins behind the last of the rows, which are all needed at once. */
@@ -45,7 +46,11 @@ SQ_INLINE const uint8_t *prefetch_from(const sq_matrix *w, uint32_t row, int n_r
 }
 
 SQ_INLINE void prefetch(const uint8_t **next, size_t n_bytes) {
-    __builtin_prefetch(*next, 0, 0);
+    if (__builtin_expect(sq_cpu_streams_into_l1, 0)) {
+        __builtin_prefetch(*next, 0, 0);
+    } else {
+        __builtin_prefetch(*next, 0, 2);
+    }
     *next += n_bytes;
 }
 

@@ -14,7 +14,7 @@ N_OBJECTIVES = 13  # SQ_REFINE_OBJECTIVES
 TILE_ROWS, TILE_COLUMNS = 64, 16  # SQ_REFINE_TILE_ROWS, SQ_REFINE_TILE_COLUMNS
 DAMPING = 1e-5  # of the mean of H's diagonal is added to it
 ROUNDING_DAMPING = 1e-2  # the same of what the rounding goes by
-SHRINKAGE = 0.1  # what H loses off its diagonal: the less, the more tokens it is the sum of
+SHRINKAGE = 0.2  # what H loses off its diagonal: the less, the more tokens it is the sum of
 
 
 class Refined(NamedTuple):
