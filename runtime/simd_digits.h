@@ -206,7 +206,7 @@ SQ_INLINE void digits_dot(int bits, const sq_matrix *w, operand in, uint32_t row
             for (uint32_t p = 0; p < n_planes; p++) {
                 for (int r = 0; r < n_rows; r++) {
                     plane[r] = vu_load(codes + r * stride + 64 * p + 4 * W * h);
-                    prefetch(&ahead, 4 * W);
+                    prefetch(in.cache, &ahead, 4 * W);
                     spare[r] = p ? spare[r] | spare_bits(plane[r], p) : spare_bits(plane[r], p);
                 }
                 digits_plane(bits, n_rows, n_tokens, tables, plane, bytes + p * vector_bytes + 4 * W * h,
@@ -230,7 +230,7 @@ SQ_INLINE void digits_dot(int bits, const sq_matrix *w, operand in, uint32_t row
         for (uint32_t p = 0; p < (together ? 1 : n_planes_used(bits)); p++, bytes += vector_bytes) {
             for (int r = 0; r < n_rows; r++) {
                 planes[r] = narrow_plane(bits, codes + r * stride, n_dwords, p, together);
-                prefetch(&ahead, 4 * n_planes * n_dwords);
+                prefetch(in.cache, &ahead, 4 * n_planes * n_dwords);
             }
             for (int h = 0; h < BLOCK_DWORDS / W; h++) {
                 vu plane[GEMV_ROWS];
@@ -247,7 +247,7 @@ SQ_INLINE void digits_dot(int bits, const sq_matrix *w, operand in, uint32_t row
 SQ_INLINE void digits_gemv(int bits, const row_gemvs *gemvs, const sq_matrix *w, const float *x, size_t ldx,
                            uint32_t n_tokens, float *y, size_t ldy, uint32_t row0, uint32_t row1,
                            void *scratch) {
-    operand in = {x, ldx, scratch, digits_bytes(w->n_in)};
+    operand in = {x, ldx, scratch, digits_bytes(w->n_in), 0};
     for (uint32_t t = 0; t < n_tokens; t++) {
         digits_pack(bits, x + t * ldx, w->n_in, (digits *)(in.packed + t * in.packed_bytes));
     }

@@ -11,17 +11,10 @@
 
 /* ---- few tokens ------------------------------------------------------------------------------- */
 
-/* Of few tokens: token t's activations at x + t · ldx and, where simd_digits.h has made them, its digits at
- * packed + t · packed_bytes. */
-typedef struct operand {
-    const float *x;
-    size_t ldx;
-    uint8_t *packed;
-    size_t packed_bytes;
-} operand;
-
 SQ_INLINE operand operand_from(operand in, uint32_t t) {
-    return (operand){in.x + t * in.ldx, in.ldx, in.packed + t * in.packed_bytes, in.packed_bytes};
+    in.x += t * in.ldx;
+    in.packed += t * in.packed_bytes;
+    return in;
 }
 
 /* sums[r · n_tokens + t] = Σ_i W[row + r, i] x[t · ldx + i] over the lanes, dense part, of sums that are
@@ -73,21 +66,24 @@ typedef void rows_gemv(const sq_matrix *w, operand in, float *y, size_t ldy, uin
                        kept_products *kept);
 
 typedef struct row_gemvs {
-    rows_gemv *one, *two, *few;
+    rows_gemv *one, *one_into_l1, *two, *few;
 } row_gemvs;
 
 /* Functions of their own: as parts of a larger one they run out of registers. */
-#define ROWS_GEMV(name, kind, n_rows, n_tokens)                                                              \
+#define ROWS_GEMV(name, kind, n_rows, n_tokens, into)                                                        \
     static __attribute__((noinline)) void name##_rows_##kind(const sq_matrix *w, operand in, float *y,       \
                                                              size_t ldy, uint32_t row, uint32_t row1,        \
                                                              kept_products *kept) {                          \
+        in.cache = into;                                                                                     \
         gemv_tokens(name##_dot, n_rows, n_tokens, w, in, y, ldy, row, row1, kept);                           \
     }
 #define ROW_GEMVS(name)                                                                                      \
-    ROWS_GEMV(name, one, GEMV_ROWS, 1)                                                                       \
-    ROWS_GEMV(name, two, FEW_ROWS, 2)                                                                        \
-    ROWS_GEMV(name, few, FEW_ROWS, FEW_TOKENS)                                                               \
-    static const row_gemvs name##_rows = {name##_rows_one, name##_rows_two, name##_rows_few};
+    ROWS_GEMV(name, one, GEMV_ROWS, 1, INTO_L2)                                                              \
+    ROWS_GEMV(name, one_into_l1, GEMV_ROWS, 1, INTO_L1)                                                      \
+    ROWS_GEMV(name, two, FEW_ROWS, 2, INTO_L2)                                                               \
+    ROWS_GEMV(name, few, FEW_ROWS, FEW_TOKENS, INTO_L2)                                                      \
+    static const row_gemvs name##_rows = {name##_rows_one, name##_rows_one_into_l1, name##_rows_two,         \
+                                          name##_rows_few};
 
 /* Of at most four tokens. */
 static void gemv_four(const row_gemvs *gemvs, const sq_matrix *w, operand in, uint32_t n_tokens, float *y,
@@ -100,7 +96,8 @@ static void gemv_four(const row_gemvs *gemvs, const sq_matrix *w, operand in, ui
         gemvs->two(w, operand_from(in, t), y + t * ldy, ldy, row, row1, kept + t);
     }
     if (t < n_tokens) {
-        gemvs->one(w, operand_from(in, t), y + t * ldy, ldy, row, row1, kept + t);
+        rows_gemv *one = sq_cpu_streams_into_l1 ? gemvs->one_into_l1 : gemvs->one;
+        one(w, operand_from(in, t), y + t * ldy, ldy, row, row1, kept + t);
     }
 }
 
@@ -135,61 +132,61 @@ static void gemv(const row_gemvs *gemvs, const sq_matrix *w, operand in, uint32_
 
 SQ_INLINE void lut2_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens,
                         kept_task *kept, vf *sums) {
-    lut_dot(2, w, in.x, in.ldx, row, n_rows, n_tokens, kept, sums);
+    lut_dot(2, w, in, row, n_rows, n_tokens, kept, sums);
 }
 SQ_INLINE void lut3_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens,
                         kept_task *kept, vf *sums) {
-    lut_dot(3, w, in.x, in.ldx, row, n_rows, n_tokens, kept, sums);
+    lut_dot(3, w, in, row, n_rows, n_tokens, kept, sums);
 }
 SQ_INLINE void lut4_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens,
                         kept_task *kept, vf *sums) {
-    lut_dot(4, w, in.x, in.ldx, row, n_rows, n_tokens, kept, sums);
+    lut_dot(4, w, in, row, n_rows, n_tokens, kept, sums);
 }
 SQ_INLINE void f32_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens,
                        kept_task *kept, vf *sums) {
     (void)kept;
-    dense_dot(f32_load, f32_load_n, 4, w, in.x, in.ldx, row, n_rows, n_tokens, sums);
+    dense_dot(f32_load, f32_load_n, 4, w, in, row, n_rows, n_tokens, sums);
 }
 SQ_INLINE void f16_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens,
                        kept_task *kept, vf *sums) {
     (void)kept;
-    dense_dot(f16_load, f16_load_n, 2, w, in.x, in.ldx, row, n_rows, n_tokens, sums);
+    dense_dot(f16_load, f16_load_n, 2, w, in, row, n_rows, n_tokens, sums);
 }
 SQ_INLINE void q8_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens, kept_task *kept,
                       vf *sums) {
     (void)kept;
-    q8_0_dot(w, in.x, in.ldx, row, n_rows, n_tokens, sums);
+    q8_0_dot(w, in, row, n_rows, n_tokens, sums);
 }
 
 ROW_GEMVS(lut2)
 static void lut2_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
                       uint32_t row0, uint32_t row1, void *scratch) {
-    gemv(&lut2_rows, w, (operand){x, ldx, scratch, 0}, n_tokens, y, ldy, row0, row1, scratch);
+    gemv(&lut2_rows, w, (operand){x, ldx, scratch, 0, 0}, n_tokens, y, ldy, row0, row1, scratch);
 }
 ROW_GEMVS(lut3)
 static void lut3_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
                       uint32_t row0, uint32_t row1, void *scratch) {
-    gemv(&lut3_rows, w, (operand){x, ldx, scratch, 0}, n_tokens, y, ldy, row0, row1, scratch);
+    gemv(&lut3_rows, w, (operand){x, ldx, scratch, 0, 0}, n_tokens, y, ldy, row0, row1, scratch);
 }
 ROW_GEMVS(lut4)
 static void lut4_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
                       uint32_t row0, uint32_t row1, void *scratch) {
-    gemv(&lut4_rows, w, (operand){x, ldx, scratch, 0}, n_tokens, y, ldy, row0, row1, scratch);
+    gemv(&lut4_rows, w, (operand){x, ldx, scratch, 0, 0}, n_tokens, y, ldy, row0, row1, scratch);
 }
 ROW_GEMVS(f32)
 static void f32_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
                      uint32_t row0, uint32_t row1, void *scratch) {
-    gemv(&f32_rows, w, (operand){x, ldx, scratch, 0}, n_tokens, y, ldy, row0, row1, scratch);
+    gemv(&f32_rows, w, (operand){x, ldx, scratch, 0, 0}, n_tokens, y, ldy, row0, row1, scratch);
 }
 ROW_GEMVS(f16)
 static void f16_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
                      uint32_t row0, uint32_t row1, void *scratch) {
-    gemv(&f16_rows, w, (operand){x, ldx, scratch, 0}, n_tokens, y, ldy, row0, row1, scratch);
+    gemv(&f16_rows, w, (operand){x, ldx, scratch, 0, 0}, n_tokens, y, ldy, row0, row1, scratch);
 }
 ROW_GEMVS(q8)
 static void q8_0_gemv(const sq_matrix *w, const float *x, size_t ldx, uint32_t n_tokens, float *y, size_t ldy,
                       uint32_t row0, uint32_t row1, void *scratch) {
-    gemv(&q8_rows, w, (operand){x, ldx, scratch, 0}, n_tokens, y, ldy, row0, row1, scratch);
+    gemv(&q8_rows, w, (operand){x, ldx, scratch, 0, 0}, n_tokens, y, ldy, row0, row1, scratch);
 }
 
 static void lut2_expand_row(const sq_matrix *w, uint32_t row, float *out) {

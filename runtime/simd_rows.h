@@ -33,20 +33,31 @@ enum { BLOCK_DWORDS = 16 };
 /* Of a tile of rows and tokens. */
 enum { TILE_SUMS = FEW_ROWS * FEW_TOKENS > GEMV_ROWS ? FEW_ROWS * FEW_TOKENS : GEMV_ROWS };
 
+/* Of few tokens: token t's activations at x + t · ldx and, where simd_digits.h has made them, its digits at
+ * packed + t · packed_bytes. `cache`: into which codes are asked for, a constant. */
+typedef struct operand {
+    const float *x;
+    size_t ldx;
+    uint8_t *packed;
+    size_t packed_bytes;
+    int cache;
+} operand;
+
 /* Hardware does not follow several short rows at once. They lie one after another, so a product with some
  * rows asks for what is needed soon, by these rows or the next ones, in the order in which it lies, whichever
  * row it works on: memory serves that up to twice as fast. Asked for into the L2 cache, codes leave the L1
  * cache's few places for what is under way to the loads of x. Past the end of the matrix the hint is
  * ignored. */
 enum { PREFETCH_BYTES = 4096 };
+enum { INTO_L2, INTO_L1 };
 
 /* Begins behind the last of the rows, which are all needed at once. */
 SQ_INLINE const uint8_t *prefetch_from(const sq_matrix *w, uint32_t row, int n_rows) {
     return w->data + (row + n_rows - 1) * w->row_bytes + PREFETCH_BYTES;
 }
 
-SQ_INLINE void prefetch(const uint8_t **next, size_t n_bytes) {
-    if (__builtin_expect(sq_cpu_streams_into_l1, 0)) {
+SQ_INLINE void prefetch(int cache, const uint8_t **next, size_t n_bytes) {
+    if (cache == INTO_L1) {
         __builtin_prefetch(*next, 0, 0);
     } else {
         __builtin_prefetch(*next, 0, 2);
@@ -323,9 +334,11 @@ SQ_INLINE lut_table lut_of(int bits, const sq_matrix *w, uint32_t row) {
 }
 
 /* dot_tile, below. */
-SQ_INLINE void lut_dot(int bits, const sq_matrix *w, const float *x, size_t ldx, uint32_t row, int n_rows,
-                       int n_tokens, kept_task *kept, vf *sums) {
+SQ_INLINE void lut_dot(int bits, const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens,
+                       kept_task *kept, vf *sums) {
     const uint32_t n_planes = n_planes_of(bits), block = block_of(bits);
+    const float *x = in.x;
+    const size_t ldx = in.ldx;
     const uint8_t *codes[GEMV_ROWS];
     const uint8_t *ahead = prefetch_from(w, row, n_rows);
     lut_table tables[GEMV_ROWS];
@@ -343,7 +356,7 @@ SQ_INLINE void lut_dot(int bits, const sq_matrix *w, const float *x, size_t ldx,
             for (uint32_t p = 0; p < n_planes; p++) {
                 for (int r = 0; r < n_rows; r++) {
                     plane[r] = vu_load(codes[r] + 64 * p + 4 * W * h);
-                    prefetch(&ahead, 4 * W);
+                    prefetch(in.cache, &ahead, 4 * W);
                     spare[r] = p ? spare[r] | spare_bits(plane[r], p) : spare_bits(plane[r], p);
                 }
                 plane_dot(bits, n_rows, n_tokens, tables, plane, x + 128 * p + W * h, ldx, partial);
@@ -367,7 +380,7 @@ SQ_INLINE void lut_dot(int bits, const sq_matrix *w, const float *x, size_t ldx,
         for (uint32_t p = 0; p < n_planes; p++) {
             for (int r = 0; r < n_rows; r++) {
                 plane[r] = dwords_load(codes[r] + 4 * p * n_dwords, n_dwords);
-                prefetch(&ahead, 4 * n_dwords);
+                prefetch(in.cache, &ahead, 4 * n_dwords);
                 dwords_add_spare(&spare[r], &plane[r], p);
             }
             narrow_dot(bits, n_rows, n_tokens, tables, plane, n_dwords, x + 8 * p * n_dwords, ldx, partial);
@@ -436,7 +449,7 @@ SQ_INLINE vf f16_load_n(const uint8_t *row, size_t i, uint32_t n) {
 }
 
 SQ_INLINE void dense_dot(load_weights *load, load_n_weights *load_n, size_t element_bytes, const sq_matrix *w,
-                         const float *x, size_t ldx, uint32_t row, int n_rows, int n_tokens, vf *sums) {
+                         operand in, uint32_t row, int n_rows, int n_tokens, vf *sums) {
     const uint8_t *rows[GEMV_ROWS];
     const uint8_t *ahead = prefetch_from(w, row, n_rows);
     for (int r = 0; r < n_rows; r++) {
@@ -446,11 +459,11 @@ SQ_INLINE void dense_dot(load_weights *load, load_n_weights *load_n, size_t elem
         uint32_t left = w->n_in - i;
         vf xs[FEW_TOKENS];
         for (int t = 0; t < n_tokens; t++) {
-            xs[t] = vf_load(x + t * ldx + i);
+            xs[t] = vf_load(in.x + t * in.ldx + i);
         }
         for (int r = 0; r < n_rows; r++) {
             vf weights = left < W ? load_n(rows[r], i, left) : load(rows[r], i);
-            prefetch(&ahead, W * element_bytes);
+            prefetch(in.cache, &ahead, W * element_bytes);
             for (int t = 0; t < n_tokens; t++) {
                 vf *sum = &sums[r * n_tokens + t];
                 *sum = vf_fma(weights, xs[t], *sum);
@@ -474,8 +487,9 @@ SQ_INLINE void dense_expand(load_weights *load, load_n_weights *load_n, const sq
 }
 
 /* Blocks of an f16 scale and 32 bytes: the scale multiplies the sum of its block. */
-SQ_INLINE void q8_0_dot(const sq_matrix *w, const float *x, size_t ldx, uint32_t row, int n_rows,
-                        int n_tokens, vf *sums) {
+SQ_INLINE void q8_0_dot(const sq_matrix *w, operand in, uint32_t row, int n_rows, int n_tokens, vf *sums) {
+    const float *x = in.x;
+    const size_t ldx = in.ldx;
     const uint8_t *blocks[GEMV_ROWS];
     const uint8_t *ahead = prefetch_from(w, row, n_rows);
     for (int r = 0; r < n_rows; r++) {
@@ -487,7 +501,7 @@ SQ_INLINE void q8_0_dot(const sq_matrix *w, const float *x, size_t ldx, uint32_t
             for (int i = 0; i < 32 / W; i++) {
                 weights[i] = vf_load_i8((const int8_t *)blocks[r] + 2 + i * W);
             }
-            prefetch(&ahead, 34);
+            prefetch(in.cache, &ahead, 34);
             for (int t = 0; t < n_tokens; t++) {
                 vf product = weights[0] * vf_load(x + t * ldx), *sum = &sums[r * n_tokens + t];
                 for (int i = 1; i < 32 / W; i++) {
