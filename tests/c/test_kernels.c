@@ -1,6 +1,6 @@
 /* Matrix kernels of every instruction set this machine has, against sums in double precision over
  * matrices that this file packs by itself, from docs/FORMAT.md. */
-#include "kernels.h"
+#include "scalar.h"
 
 #include "check.h"
 #include "guard.h"
@@ -290,6 +290,9 @@ static void check_gemv(const sq_kernels *k, const example *e, uint32_t n_tokens)
         for (uint32_t r0 = 0, r1; r0 < n_out; r0 = r1) { /* any split of rows and tokens gives the same */
             r1 = r0 + 1 + random_below(n_out - r0 < 9 ? n_out - r0 : 9);
             guarded part = guard_alloc((r1 - r0) * sizeof(float));
+#if defined(__x86_64__)
+            sq_cpu_streams_into_l1 = random_below(2); /* so does either cache that codes are asked into */
+#endif
             k->types[e->m.type].gemv(&e->m, xt, ldx, 1, part.data, 0, r0, r1, scratch);
             CHECK_SAY(!memcmp(part.data, yt + r0, (r1 - r0) * sizeof(float)),
                       "%s %s: rows %u to %u of [%u, %u], token %u of %u differ when computed alone", k->name,
