@@ -23,7 +23,7 @@ def main() -> None:
             colours = ["#1f5fa8" if ours else "#b8b8b8" for _, ours, *_ in bars]
             drawn = axis.barh([bar[0] for bar in bars], [bar[2 + i] for bar in bars], color=colours)
             axis.bar_label(drawn, fmt="%.0f", padding=3)
-            axis.set_title(f"{chart['title']}: {chart['cases'][i]}, tok/s", fontsize=10)
+            axis.set_title(f"{chart['title']}\n{chart['cases'][i]}, tok/s", fontsize=10)
             axis.margins(x=0.12)
             axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
