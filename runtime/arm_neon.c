@@ -7,7 +7,7 @@
 #include <sys/auxv.h>
 #endif
 
-enum { W = 4, GEMV_ROWS = 2, FEW_ROWS = 2, FEW_TOKENS = 4, VALUE_VECTORS = 4 };
+enum { W = 4, GEMV_ROWS = 2, TWO_ROWS = 2, FEW_ROWS = 2, FEW_TOKENS = 4, VALUE_VECTORS = 4 };
 #define GEMM_TOKENS 6
 #define SCORE_ROWS  8
 #define VALUE_ROWS  4

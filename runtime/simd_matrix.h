@@ -80,16 +80,20 @@ typedef struct row_gemvs {
 #define ROW_GEMVS(name)                                                                                      \
     ROWS_GEMV(name, one, GEMV_ROWS, 1, INTO_L2)                                                              \
     ROWS_GEMV(name, one_into_l1, GEMV_ROWS, 1, INTO_L1)                                                      \
-    ROWS_GEMV(name, two, FEW_ROWS, 2, INTO_L2)                                                               \
+    ROWS_GEMV(name, two, TWO_ROWS, 2, INTO_L2)                                                               \
     ROWS_GEMV(name, few, FEW_ROWS, FEW_TOKENS, INTO_L2)                                                      \
     static const row_gemvs name##_rows = {name##_rows_one, name##_rows_one_into_l1, name##_rows_two,         \
                                           name##_rows_few};
+
+/* What of packed activations, read again for every few rows, should stay in the L1 cache beside their codes.
+ */
+enum { L1_BYTES = 28 * 1024 };
 
 /* Of at most four tokens. */
 static void gemv_four(const row_gemvs *gemvs, const sq_matrix *w, operand in, uint32_t n_tokens, float *y,
                       size_t ldy, uint32_t row, uint32_t row1, kept_products *kept) {
     uint32_t t = 0;
-    for (; n_tokens - t >= FEW_TOKENS; t += FEW_TOKENS) {
+    for (; n_tokens - t >= FEW_TOKENS && FEW_TOKENS * in.packed_bytes <= L1_BYTES; t += FEW_TOKENS) {
         gemvs->few(w, operand_from(in, t), y + t * ldy, ldy, row, row1, kept + t);
     }
     for (; n_tokens - t >= 2; t += 2) {

@@ -3,6 +3,7 @@
  *
  *   W                     floats in a vector: 16, 8 or 4
  *   GEMV_ROWS             rows that share the loads of x in a product with one token, at most 4
+ *   TWO_ROWS              the same in a product with two tokens
  *   FEW_ROWS, FEW_TOKENS  rows that share the loads of x, and tokens that share the decoded weights, in a
  *                         product with few tokens; both at most 4
  *   vf, vu, v4            vectors of W float, W uint32_t, 4 float
@@ -31,7 +32,7 @@
 
 enum { BLOCK_DWORDS = 16 };
 /* Of a tile of rows and tokens. */
-enum { TILE_SUMS = FEW_ROWS * FEW_TOKENS > GEMV_ROWS ? FEW_ROWS * FEW_TOKENS : GEMV_ROWS };
+enum { TILE_SUMS = 8 };
 
 /* Of few tokens: token t's activations at x + t · ldx and, where simd_digits.h has made them, its digits at
  * packed + t · packed_bytes. `cache`: into which codes are asked for, a constant. */

@@ -4,7 +4,8 @@
 #include <immintrin.h>
 #include <string.h>
 
-enum { W = 8, GEMV_ROWS = 2, FEW_ROWS = 1, FEW_TOKENS = 4, FIXED_TILE_ROWS = 4, VALUE_VECTORS = 2 };
+enum { W = 8, GEMV_ROWS = 2, TWO_ROWS = 1, FEW_ROWS = 1, FEW_TOKENS = 4 };
+enum { FIXED_TILE_ROWS = 4, VALUE_VECTORS = 2 };
 #define GEMM_TOKENS        3
 #define FIXED_TILE_VECTORS 2
 #define SCORE_ROWS         4

@@ -4,7 +4,8 @@
 #include <immintrin.h>
 #include <string.h>
 
-enum { W = 16, GEMV_ROWS = 4, FEW_ROWS = 4, FEW_TOKENS = 2, FIXED_TILE_ROWS = 8, VALUE_VECTORS = 4 };
+enum { W = 16, GEMV_ROWS = 4, TWO_ROWS = 4, FEW_ROWS = 2, FEW_TOKENS = 4 };
+enum { FIXED_TILE_ROWS = 8, VALUE_VECTORS = 4 };
 #define GEMM_TOKENS        6
 #define FIXED_TILE_VECTORS 3
 #define SCORE_ROWS         8
