@@ -18,6 +18,7 @@ from .measure import FISHER
 from .options import METHODS, Options
 from .pack import WIDTHS
 from .progress import Progress
+from .workfolder import check_place
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 _CALIBRATING = ("calibration", "samples", "seq_len", "seed")
@@ -197,8 +198,9 @@ def _options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Optio
             raise UsageError(f"--{name} {value:g}: expected a share between 0 and 50 percent.")
     if args.out.is_dir():
         raise ConvertError(f"{args.out} is a folder; -o names the file to write, NAME.sq.gguf.")
-    if not args.out.absolute().parent.is_dir():
-        raise ConvertError(f"{args.out.absolute().parent}: no such folder to write to.")
+    check_place(args.out)
+    if args.bpw is not None and args.plan:
+        check_place(args.plan)
     if args.model.exists() and args.out.exists() and args.model.samefile(args.out):
         raise ConvertError(f"{args.out}: the output would replace the model it is made from.")
     bits = args.bits or 4

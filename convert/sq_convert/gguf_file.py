@@ -169,6 +169,8 @@ def read_gguf(path: Path) -> Any:
         return GGUFReader(path)
     except ConvertError:
         raise
+    except OSError as error:
+        raise ConvertError(f"{path}: cannot be read: {error.strerror}; check the path.") from error
     except Exception as error:  # the reader indexes and decodes whatever the file says
         raise ConvertError(f"{path}: the GGUF file is damaged or cut short: {first_line(error)}") from error
 

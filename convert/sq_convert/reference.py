@@ -26,7 +26,7 @@ from .checkpoint import check_tensors, open_checkpoint
 from .cli import _set_environment
 from .errors import ConvertError
 from .progress import Progress
-from .workfolder import write_atomically
+from .workfolder import check_place, write_atomically
 
 MAGIC = b"SQREF\0\0\0"
 VERSION = 1
@@ -102,6 +102,7 @@ def save_reference(
 
     checkpoint = open_checkpoint(path)
     tensors = check_tensors(checkpoint)
+    check_place(out)
     if out.exists() and not _is_reference(out):
         raise ConvertError(f"{out} exists and is no reference; choose another name.")
     text = text_path.read_bytes().decode("utf-8", "replace")

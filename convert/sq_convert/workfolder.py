@@ -79,6 +79,12 @@ class WorkFolder:
         return value if isinstance(value, dict) and all(isinstance(v, dict) for v in value.values()) else {}
 
 
+def check_place(path: Path) -> None:
+    """That the folder of ``path`` is there: asked before the work whose result goes to it."""
+    if not path.absolute().parent.is_dir():
+        raise ConvertError(f"{path.absolute().parent}: no such folder to write to.")
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """``write`` fills a file beside ``path``, which then takes its place: whole or not at all."""
     partial = path.with_name(path.name + ".partial")

@@ -283,6 +283,13 @@ def test_places_to_write(model: Path, capsys: pytest.CaptureFixture[str]) -> Non
     (model.parent / "folder.sq.gguf").mkdir()
     assert "is a folder" in refuses(capsys, model, out="folder.sq.gguf")
     assert "no such folder to write to" in refuses(capsys, model, out="nowhere/x.sq.gguf")
+    plan = ("--bpw", "4", "--plan", str(model / "nowhere" / "plan.json"))
+    assert "no such folder to write to" in refuses(capsys, model, *plan)
+
+
+def test_a_missing_file_is_not_called_damaged(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main([str(tmp_path / "no.sq.gguf"), "-o", str(tmp_path / "out"), "--dequantize"]) == 1
+    assert "no.sq.gguf: cannot be read: No such file or directory" in capsys.readouterr().err
 
 
 def test_an_older_output_survives_a_failure(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,7 +127,9 @@ def test_reference_of_a_checkpoint(
     assert found["reference_perplexity"] == pytest.approx(found["perplexity"], rel=1e-3)
 
 
-def test_references_that_are_refused(sq_eval: str, stories16: Path, text: Path, tmp_path: Path) -> None:
+def test_references_that_are_refused(
+    sq_eval: str, stories: Path, stories16: Path, text: Path, tmp_path: Path
+) -> None:
     saved = tmp_path / "saved.ref"
     report(sq_eval, stories16, text, "--windows", 1, "--save-reference", saved)
     whole = saved.read_bytes()
@@ -154,6 +156,9 @@ def test_references_that_are_refused(sq_eval: str, stories16: Path, text: Path, 
     assert done.returncode == 1
     assert "exists and is no reference" in done.stderr
     assert text.read_text() == TEXT
+    done = run(sys.executable, "-m", "sq_convert.reference", stories, text, "-o", tmp_path / "no" / "x.ref")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "no such folder to write to" in done.stderr
 
 
 def without_room() -> None:
