@@ -85,15 +85,19 @@ typedef struct row_gemvs {
     static const row_gemvs name##_rows = {name##_rows_one, name##_rows_one_into_l1, name##_rows_two,         \
                                           name##_rows_few};
 
-/* What of packed activations, read again for every few rows, should stay in the L1 cache beside their codes.
- */
+/* Packed activations are read again for every few rows: of four tokens if so much of the L1 cache holds them,
+ * else of two, where these go with more rows. */
 enum { L1_BYTES = 28 * 1024 };
+
+SQ_INLINE bool few_pays(operand in) {
+    return TWO_ROWS == FEW_ROWS || FEW_TOKENS * in.packed_bytes <= L1_BYTES;
+}
 
 /* Of at most four tokens. */
 static void gemv_four(const row_gemvs *gemvs, const sq_matrix *w, operand in, uint32_t n_tokens, float *y,
                       size_t ldy, uint32_t row, uint32_t row1, kept_products *kept) {
     uint32_t t = 0;
-    for (; n_tokens - t >= FEW_TOKENS && FEW_TOKENS * in.packed_bytes <= L1_BYTES; t += FEW_TOKENS) {
+    for (; n_tokens - t >= FEW_TOKENS && few_pays(in); t += FEW_TOKENS) {
         gemvs->few(w, operand_from(in, t), y + t * ldy, ldy, row, row1, kept + t);
     }
     for (; n_tokens - t >= 2; t += 2) {
